@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Start: open the mapping, recover slots, then sessions (each must belong to a slot of
+ * the same incarnation), then serve.  Stop: the caller guarantees that no packet thread
+ * is inside; everything that matters is in the mapping already. */
+
+#include "engine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "slot.h"
+
+#define DEFAULT_SLOTS 128
+#define MAX_SLOTS 4000 /* 12 bits of the session key, and not 0 */
+#define DEFAULT_SESSIONS 262144
+#define MAX_SESSIONS (1u << 26)
+#define EVENTS 4096
+#define AGE_SLICES 64 /* turns to look at every session once */
+
+static uint64_t next_engine_id = 1;
+
+static uint64_t monotonic_ms(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &t);
+    return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
+uint64_t moat_engine_now_ms(const struct moat_engine *e)
+{
+    return e->conf.now_ms();
+}
+
+static bool session_belongs(void *e_, const struct moat_session *s)
+{
+    struct moat_engine *e = e_;
+    uint32_t index = (s->key.tag & 0xfff) - 1;
+
+    if (index >= e->conf.n_slots || !e->slots[index].view ||
+        e->slots[index].view->tag != s->key.tag)
+        return false;
+    e->slots[index].sessions++;
+    return true;
+}
+
+/* Runs in a packet thread that ends (OVS replaces them when its CPU mask changes).  Its
+ * counters stay in the sum. */
+static void thread_ended(void *t_)
+{
+    struct moat_thread *t = t_;
+
+    moat_session_thread_flush(t->engine->sessions, t);
+    __atomic_store_n(&t->in_use, 0, __ATOMIC_RELEASE);
+}
+
+static int init_locks(struct moat_engine *e)
+{
+    pthread_condattr_t attr;
+
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->handed_over, &attr);
+    pthread_condattr_destroy(&attr);
+    return moat_events_init(&e->events, EVENTS) || pthread_key_create(&e->thread_key, thread_ended);
+}
+
+struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char *err,
+                                       size_t err_size)
+{
+    struct moat_engine *e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
+
+    if (!e) {
+        snprintf(err, err_size, "out of memory");
+        return NULL;
+    }
+    memset(e, 0, sizeof *e);
+    e->conf = *conf;
+    if (!e->conf.n_slots)
+        e->conf.n_slots = DEFAULT_SLOTS;
+    if (!e->conf.n_sessions)
+        e->conf.n_sessions = DEFAULT_SESSIONS;
+    if (!e->conf.now_ms)
+        e->conf.now_ms = monotonic_ms;
+    e->id = __atomic_fetch_add(&next_engine_id, 1, __ATOMIC_RELAXED);
+    if (e->conf.n_slots > MAX_SLOTS || e->conf.n_sessions > MAX_SESSIONS ||
+        e->conf.n_sessions < 64 || (e->conf.n_sessions & (e->conf.n_sessions - 1))) {
+        snprintf(err, err_size,
+                 "%u slots, %u sessions: at most %u slots, and a power of two of sessions from 64 "
+                 "to %u",
+                 e->conf.n_slots, e->conf.n_sessions, MAX_SLOTS, MAX_SESSIONS);
+        free(e);
+        return NULL;
+    }
+    moat_qsbr_init(&e->qsbr);
+    e->map = moat_mapping_open(conf->mapping, e->conf.n_slots, e->conf.n_sessions, conf->seed, err,
+                               err_size);
+    if (!e->map) {
+        free(e);
+        return NULL;
+    }
+    e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
+    e->sessions = moat_session_table_create(e->map);
+    if (!e->slots || !e->sessions || init_locks(e)) {
+        snprintf(err, err_size, "out of memory");
+        moat_engine_destroy(e);
+        return NULL;
+    }
+    e->started_s = moat_engine_now_ms(e) / 1000;
+    e->recovered_slots = moat_slots_recover(e);
+    e->recovered_sessions = moat_session_table_recover(e->sessions, session_belongs, e);
+    return e;
+}
+
+void moat_engine_destroy(struct moat_engine *e)
+{
+    if (!e)
+        return;
+    pthread_key_delete(e->thread_key);
+    for (struct moat_thread *t = e->threads, *next; t; t = next) {
+        next = t->next;
+        free(t->counters);
+        free(t);
+    }
+    for (uint32_t i = 0; i < e->n_ports; i++)
+        free(e->ports[i]);
+    free(e->ports);
+    for (uint32_t i = 0; e->slots && i < e->conf.n_slots; i++)
+        moat_ruleset_destroy(e->slots[i].rules);
+    free(e->slots);
+    moat_session_table_destroy(e->sessions);
+    moat_events_destroy(&e->events);
+    moat_mapping_close(e->map);
+    free(e);
+}
+
+static struct moat_thread *thread_take_over(struct moat_engine *e)
+{
+    for (struct moat_thread *t = __atomic_load_n(&e->threads, __ATOMIC_ACQUIRE); t; t = t->next) {
+        uint32_t unused = 0;
+
+        if (__atomic_compare_exchange_n(&t->in_use, &unused, 1, false, __ATOMIC_ACQ_REL,
+                                        __ATOMIC_RELAXED))
+            return t;
+    }
+    return NULL;
+}
+
+static struct moat_thread *thread_create(struct moat_engine *e)
+{
+    struct moat_thread *t = calloc(1, sizeof *t);
+    struct moat_thread *head;
+
+    if (!t)
+        return NULL;
+    t->engine = e;
+    t->in_use = 1;
+    t->counters = aligned_alloc(64, (size_t)e->conf.n_slots * MOAT_COUNTERS_STRIDE * 8);
+    t->reader = moat_qsbr_attach(&e->qsbr);
+    if (!t->counters || !t->reader) {
+        moat_qsbr_detach(t->reader);
+        free(t->counters);
+        free(t);
+        return NULL;
+    }
+    memset(t->counters, 0, (size_t)e->conf.n_slots * MOAT_COUNTERS_STRIDE * 8);
+    head = __atomic_load_n(&e->threads, __ATOMIC_ACQUIRE);
+    do {
+        t->next = head;
+    } while (!__atomic_compare_exchange_n(&e->threads, &head, t, true, __ATOMIC_ACQ_REL,
+                                          __ATOMIC_ACQUIRE));
+    return t;
+}
+
+struct moat_thread *moat_thread_self(struct moat_engine *e)
+{
+    static __thread struct moat_thread *self;
+    static __thread uint64_t self_engine;
+
+    if (self_engine != e->id) {
+        self = thread_take_over(e);
+        if (!self)
+            self = thread_create(e);
+        if (self)
+            pthread_setspecific(e->thread_key, self);
+        self_engine = self ? e->id : 0;
+    }
+    return self;
+}
+
+void moat_engine_counters(struct moat_engine *e, uint32_t slot, uint64_t *out)
+{
+    memset(out, 0, MOAT_N_COUNTERS * sizeof *out);
+    for (struct moat_thread *t = __atomic_load_n(&e->threads, __ATOMIC_ACQUIRE); t; t = t->next)
+        for (unsigned i = 0; i < MOAT_N_COUNTERS; i++)
+            out[i] += __atomic_load_n(&moat_thread_counters(t, slot)[i], __ATOMIC_RELAXED);
+}
+
+/* --- ageing --- */
+
+struct ageing {
+    struct moat_engine *engine;
+    uint32_t now_s;
+};
+
+static bool session_over(void *a_, const struct moat_session *s)
+{
+    struct ageing *a = a_;
+    uint32_t tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
+    uint32_t index = (tag & 0xfff) - 1;
+    const struct moat_view *v = __atomic_load_n(&a->engine->slots[index].view, __ATOMIC_ACQUIRE);
+
+    return !v || v->tag != tag || __atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT ||
+           moat_session_expired(s, a->now_s);
+}
+
+/* A slice per turn, so that no turn is long however large the table is.  Reads views as a
+ * packet thread does. */
+static void age(struct moat_engine *e, struct moat_thread *self)
+{
+    static const uint32_t min_slice = 1024;
+    struct ageing a = {e, (uint32_t)(moat_engine_now_ms(e) / 1000)};
+    uint32_t size = moat_session_table_size(e->sessions);
+    uint32_t slice = size / AGE_SLICES > min_slice ? size / AGE_SLICES : min_slice;
+
+    moat_qsbr_enter(&e->qsbr, self->reader);
+    for (uint32_t n = 0; n < slice && n < size; n++) {
+        uint32_t i = e->age_next++ & (size - 1);
+        uint32_t tag = __atomic_load_n(&moat_session_at(e->sessions, i)->key.tag, __ATOMIC_ACQUIRE);
+        uint32_t slot = (tag & 0xfff) - 1;
+
+        if (tag && moat_session_remove_if(e->sessions, i, session_over, &a)) {
+            __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
+            moat_count(moat_thread_counters(self, slot), MOAT_C_SESSIONS_EXPIRED, 1);
+        }
+    }
+    moat_qsbr_leave(self->reader);
+    moat_session_reclaim(e->sessions, &e->qsbr);
+}
+
+void moat_engine_turn(struct moat_engine *e)
+{
+    struct moat_thread *self = moat_thread_self(e);
+
+    moat_slots_turn(e);
+    if (self)
+        age(e, self);
+}

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_GUARD_H
+#define MOAT_DP_GUARD_H 1
+
+/* Anti-spoofing: a VM speaks only for itself.  Pure. */
+
+#include <stdbool.h>
+
+#include "moat/flow.h"
+
+#include "parse.h"
+
+struct moat_view;
+
+/* A parsed packet from the VM: MOAT_R_NONE, or what it pretends. */
+enum moat_reason moat_guard_from_vm(const struct moat_view *, const struct moat_pkt *);
+
+/* True if this is exactly the RARP with which a VM announces itself after a migration
+ * (the frame that the vhost library makes for VHOST_USER_SEND_RARP). */
+bool moat_guard_own_rarp(const struct moat_view *, const struct moat_pkt *);
+
+#endif /* datapath/guard.h */

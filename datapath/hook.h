@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_HOOK_H
+#define MOAT_DP_HOOK_H 1
+
+/* Where the filter meets the vhost library: vids to ports, mbufs to packets, verdicts
+ * to what the switch expects of a burst.  The functions are those of moat_engine_ops
+ * (loader/engine_abi.h). */
+
+#include "loader/engine_abi.h"
+
+struct moat_engine;
+
+/* Before anything else.  EAL is up.  0, or negative errno with the reason in err. */
+int hook_init(struct moat_engine *, const struct moat_switch *, char *err, size_t err_size);
+
+moat_dequeue_fn hook_dequeue;
+moat_enqueue_fn hook_enqueue;
+
+int hook_port_register(const char *path);
+void hook_connected(int vid);
+void hook_started(int vid);
+void hook_logging(int vid, int on);
+void hook_stopped(int vid);
+void hook_disconnected(int vid);
+
+#endif /* datapath/hook.h */

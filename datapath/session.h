@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_SESSION_H
+#define MOAT_DP_SESSION_H 1
+
+/* The session table: each vNIC's own view of its connections.
+ *
+ * A bucket is one cache line of 8 ways {tag, index}.  The first bucket of a session
+ * comes from a salted, symmetric hash of the tuple without the slot, so the entries that
+ * the two ends of a connection on one host have share that line; the slot is in the
+ * tag.  The second bucket has the slot mixed in, so that one tuple seen by many vNICs
+ * cannot overflow.
+ *
+ *   bucket:  tag[8] | index[8]            64 bytes, 1 line for both slots
+ *   session: key, state, stamps | v6 addresses, counters    2 lines; IPv4 reads the first
+ *
+ * Threads: any packet thread looks up, updates and inserts.  Inserts of one tuple are
+ * serialised by a striped lock (outside of the mapping); ways are claimed by
+ * compare-and-swap.  Only the control thread removes, and an entry is used again only
+ * when all packet threads have left the burst in which they might have found it.
+ * An entry becomes valid by one store (`live`). */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moat/session.h"
+
+#include "parse.h"
+
+#define MOAT_BUCKET_WAYS 8
+#define MOAT_NO_SESSION UINT32_MAX
+
+struct moat_mapping;
+struct moat_thread;
+struct moat_session_table;
+
+struct moat_bucket {
+    uint32_t tag[MOAT_BUCKET_WAYS]; /* 0: free; 1: being written */
+    uint32_t index[MOAT_BUCKET_WAYS];
+} __attribute__((aligned(64)));
+
+/* A session's key: its slot and tuple from the VM's side.  IPv4 addresses as they
+ * are on the wire; IPv6 addresses folded (the full ones are compared after). */
+struct moat_key {
+    uint32_t tag; /* slot and incarnation (moat_view.tag); never 0 */
+    uint32_t local, remote;
+    uint16_t lport, rport; /* ICMP queries: identifier, and request type and direction */
+    uint16_t vlan;
+    uint8_t proto, family;
+};
+
+#define MOAT_SES_F_WAIT_FROM_VM 0x10 /* imported: no packet in this direction yet */
+#define MOAT_SES_F_WAIT_TO_VM 0x20
+#define MOAT_SES_F_CUT 0x40 /* ended by policy: packets that meet it meet nothing */
+#define MOAT_SES_F_INTERNAL 0x70 /* bits that stay out of records */
+
+struct moat_session {
+    struct moat_key key; /* key.tag is stored last: it makes the entry live */
+    uint32_t serial;     /* of the slot's ruleset that admitted it; 0: judge again */
+    uint32_t seen;       /* engine clock of the last packet, seconds */
+    uint8_t dir;         /* of the first packet */
+    uint8_t flags;       /* MOAT_SES_F_* */
+    uint16_t pad;
+    struct moat_ses_side side[2];
+    uint32_t rule; /* id of the rule that admitted it */
+    uint32_t created;
+    /* second line */
+    uint8_t local6[16], remote6[16];
+    uint32_t packets[2]; /* by direction; wrap */
+    uint64_t bytes[2];
+    uint64_t generation; /* of the policy that admitted it */
+} __attribute__((aligned(64)));
+
+_Static_assert(sizeof(struct moat_bucket) == 64, "one line");
+_Static_assert(sizeof(struct moat_key) == 20, "compared as words");
+_Static_assert(sizeof(struct moat_session) == 128, "two lines");
+_Static_assert(offsetof(struct moat_session, local6) == 64, "IPv4 stays in the first line");
+
+struct moat_session_table *moat_session_table_create(struct moat_mapping *);
+void moat_session_table_destroy(struct moat_session_table *);
+
+/* Makes key and hash of a parsed packet that makes sessions (TCP, UDP, ICMP query, other
+ * IP).  Pure but for the salt. */
+uint64_t moat_session_key(const struct moat_session_table *, const struct moat_pkt *,
+                          enum moat_dir, uint32_t tag, struct moat_key *);
+
+void moat_session_prefetch(const struct moat_session_table *, uint64_t hash);
+
+/* Looks up n <= 32 keys; pkts give the full IPv6 addresses.  out[i] is the index of the
+ * session or MOAT_NO_SESSION.  Found sessions stay valid until the burst ends. */
+void moat_session_lookup_bulk(const struct moat_session_table *, const struct moat_key *keys,
+                              const uint64_t *hashes, const struct moat_pkt *const *pkts,
+                              enum moat_dir, unsigned n, uint32_t *out);
+
+/* One key, as above; for packets that another one of the same burst may have opened. */
+uint32_t moat_session_lookup(const struct moat_session_table *, const struct moat_key *,
+                             uint64_t hash, const struct moat_pkt *, enum moat_dir);
+
+struct moat_session *moat_session_at(const struct moat_session_table *, uint32_t index);
+
+/* Inserts *s (key, state, addresses all set), or finds that another thread was faster:
+ * then *found is true and the index is the other's.  The caller has looked up in vain.
+ * MOAT_NO_SESSION with *reason set if there is no room. */
+uint32_t moat_session_insert(struct moat_session_table *, struct moat_thread *, uint64_t hash,
+                             const struct moat_session *s, bool *found, enum moat_reason *reason);
+
+/* Serialises inserts, restarts and removals of sessions with this hash.  Short. */
+void moat_session_lock(struct moat_session_table *, uint64_t hash);
+void moat_session_unlock(struct moat_session_table *, uint64_t hash);
+
+/* Control thread only: unlinks the session if over() still says so under its lock; it
+ * stays readable until the token of the next moat_session_reclaim() has passed. */
+bool moat_session_remove_if(struct moat_session_table *, uint32_t index,
+                            bool (*over)(void *aux, const struct moat_session *), void *aux);
+
+/* Control thread only: gives removed entries back whose readers have left. */
+struct moat_qsbr;
+void moat_session_reclaim(struct moat_session_table *, struct moat_qsbr *);
+
+/* True if it has been idle for longer than its state allows. */
+bool moat_session_expired(const struct moat_session *, uint32_t now_s);
+
+/* At start: rebuilds buckets and free list from the entries.  keep() says whether an
+ * entry's slot still knows it.  Returns how many live ones there are. */
+uint32_t moat_session_table_recover(struct moat_session_table *,
+                                    bool (*keep)(void *aux, const struct moat_session *),
+                                    void *aux);
+
+uint32_t moat_session_table_size(const struct moat_session_table *);
+uint32_t moat_session_table_used(const struct moat_session_table *);
+
+/* Gives the thread's cached free entries back; when a thread ends. */
+void moat_session_thread_flush(struct moat_session_table *, struct moat_thread *);
+
+#endif /* datapath/session.h */

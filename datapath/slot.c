@@ -1,0 +1,826 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Life of a slot:
+ *
+ *   FREE --claim--> BLOCKED | ENROLLING | ACTIVE | ARRIVING
+ *   ARRIVING --state ACTIVE, rings started--> ACTIVE
+ *   ACTIVE --destroy_device while a destination is fed--> FROZEN --> DEPARTED
+ *   FROZEN | DEPARTED --rings start here again, agent agrees--> ACTIVE   (roll-back)
+ *   FROZEN | DEPARTED --the VM comes back--> ARRIVING
+ *   any --release--> FREE
+ *
+ * A slot whose port was deleted and plugged again is blocked, whatever its state says,
+ * until it is claimed anew.
+ *
+ * Each change is made in the slot's record in the mapping first (it must survive), then
+ * published as a new view; the change is complete when no packet thread is left in a
+ * burst that saw the old one.  There are two views per slot, so this cannot fail. */
+
+#include "slot.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine.h"
+#include "mapping.h"
+#include "ruleset.h"
+
+#define LOGS_PER_SECOND 20
+#define SILENT_AGENT_MS 2000 /* after the hold: then the engine decides alone */
+#define WAIT_MS_MAX 5000
+
+static struct moat_slot_rec *rec_of(struct moat_engine *e, const struct moat_slot *s)
+{
+    return &e->map->slots[s->index];
+}
+
+static const struct moat_slot_conf *conf_of(const struct moat_slot_rec *r)
+{
+    return &r->conf[r->conf_index & 1];
+}
+
+static uint64_t now_us(const struct moat_engine *e)
+{
+    return moat_engine_now_ms(e) * 1000;
+}
+
+static void post(struct moat_engine *e, enum moat_event_type type, const struct moat_slot *s,
+                 const struct moat_port *p, int64_t value, const char *text)
+{
+    struct moat_event ev = {.type = type, .value = value};
+
+    if (s) {
+        const struct moat_slot_conf *c = conf_of(rec_of(e, s));
+
+        memcpy(ev.vnic, c->vnic, sizeof ev.vnic);
+        memcpy(ev.path, c->path, sizeof ev.path);
+        if (s->rules)
+            ev.generation = moat_ruleset_head(s->rules)->generation;
+    }
+    if (p)
+        memcpy(ev.path, p->path, sizeof ev.path);
+    if (text)
+        snprintf(ev.text, sizeof ev.text, "%s", text);
+    moat_event_post(&e->events, &ev, true);
+}
+
+/* --- views --- */
+
+static uint32_t slot_tag(const struct moat_slot *s, const struct moat_slot_rec *r)
+{
+    return (s->index + 1) | r->incarnation << 12;
+}
+
+/* Publishes what the record says and waits until no thread uses the old view. */
+static void refresh(struct moat_engine *e, struct moat_slot *s)
+{
+    const struct moat_slot_rec *r = rec_of(e, s);
+    const struct moat_slot_conf *c = conf_of(r);
+    struct moat_view *v = s->view == &s->views[0] ? &s->views[1] : &s->views[0];
+
+    if (!r->used) {
+        __atomic_store_n(&s->view, NULL, __ATOMIC_RELEASE);
+    } else {
+        memset(v, 0, sizeof *v);
+        v->state = r->unplugged ? MOAT_SLOT_BLOCKED : (uint8_t)r->state;
+        memcpy(v->mac, c->mac, sizeof v->mac);
+        v->n_addrs = c->n_addrs;
+        memcpy(v->addrs, c->addrs, sizeof v->addrs);
+        v->index = s->index;
+        v->tag = slot_tag(s, r);
+        v->serial = r->serial;
+        v->pickup_until = r->pickup_until;
+        v->settings = c->settings;
+        v->max_sessions = c->settings.max_sessions ? c->settings.max_sessions
+                                                   : moat_session_table_size(e->sessions) / 2;
+        v->rules = s->rules;
+        v->slot = s;
+        __atomic_store_n(&s->view, v, __ATOMIC_RELEASE);
+    }
+    moat_qsbr_synchronize(&e->qsbr);
+}
+
+static void set_state(struct moat_engine *e, struct moat_slot *s, enum moat_slot_state state)
+{
+    struct moat_slot_rec *r = rec_of(e, s);
+
+    if (r->state == state)
+        return;
+    r->state = state;
+    post(e, MOAT_EV_STATE, s, NULL, state, NULL);
+}
+
+/* All sessions of the slot become void at once; ageing collects them. */
+static void void_sessions(struct moat_engine *e, struct moat_slot *s)
+{
+    rec_of(e, s)->incarnation = (rec_of(e, s)->incarnation + 1) & 0xfffff;
+}
+
+static void open_slot(struct moat_engine *e, struct moat_slot *s, const char *why)
+{
+    struct moat_slot_rec *r = rec_of(e, s);
+    uint64_t held = s->hold_from_us ? now_us(e) - s->hold_from_us : 0;
+
+    if (s->pickup_s)
+        r->pickup_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + s->pickup_s;
+    s->ready = false;
+    s->hold_from_us = 0;
+    set_state(e, s, MOAT_SLOT_ACTIVE);
+    refresh(e, s);
+    post(e, MOAT_EV_OPENED, s, NULL, (int64_t)held, why);
+}
+
+/* --- ports --- */
+
+static struct moat_port *find_port(struct moat_engine *e, const char *path)
+{
+    for (uint32_t i = 0; i < e->n_ports; i++)
+        if (!strcmp(e->ports[i]->path, path))
+            return e->ports[i];
+    return NULL;
+}
+
+static struct moat_slot *find_slot_by_path(struct moat_engine *e, const char *path)
+{
+    for (uint32_t i = 0; i < e->conf.n_slots; i++)
+        if (e->map->slots[i].used && !strcmp(conf_of(&e->map->slots[i])->path, path))
+            return &e->slots[i];
+    return NULL;
+}
+
+static void bind_port(struct moat_slot *s, struct moat_port *p)
+{
+    s->port = p;
+    __atomic_store_n(&p->slot, s, __ATOMIC_RELEASE);
+}
+
+static void unbind_port(struct moat_engine *e, struct moat_slot *s)
+{
+    if (s->port) {
+        __atomic_store_n(&s->port->slot, NULL, __ATOMIC_RELEASE);
+        s->port = NULL;
+        moat_qsbr_synchronize(&e->qsbr);
+    }
+}
+
+static struct moat_port *new_port(struct moat_engine *e, const char *path)
+{
+    struct moat_port *p = calloc(1, sizeof *p);
+    struct moat_port **ports = realloc(e->ports, (e->n_ports + 1) * sizeof *ports);
+
+    if (ports)
+        e->ports = ports;
+    if (!p || !ports) {
+        free(p);
+        errno = ENOMEM;
+        return NULL;
+    }
+    snprintf(p->path, sizeof p->path, "%s", path);
+    p->engine = e;
+    e->ports[e->n_ports++] = p;
+    return p;
+}
+
+struct moat_port *moat_port_register(struct moat_engine *e, const char *path)
+{
+    struct moat_port *p;
+    struct moat_slot *s;
+
+    if (strlen(path) >= MOAT_PATH_MAX) {
+        errno = ENAMETOOLONG;
+        return NULL;
+    }
+    pthread_mutex_lock(&e->lock);
+    p = find_port(e, path);
+    if (p) {
+        /* Deleted and plugged again, perhaps for another VM. */
+        p->replugged = true;
+        p->connected = p->running = p->logging = false;
+        s = p->slot;
+        if (s) {
+            rec_of(e, s)->unplugged = 1;
+            refresh(e, s);
+        }
+        post(e, MOAT_EV_REPLUGGED, s, p, 0, NULL);
+    } else {
+        p = new_port(e, path);
+        s = p ? find_slot_by_path(e, path) : NULL;
+        if (s && !s->port)
+            bind_port(s, p);
+        if (p)
+            post(e, MOAT_EV_PORT, s, p, 0, NULL);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return p;
+}
+
+void moat_port_connected(struct moat_port *p, bool connected)
+{
+    struct moat_engine *e = p->engine;
+
+    pthread_mutex_lock(&e->lock);
+    p->connected = connected;
+    p->logging = false;
+    post(e, connected ? MOAT_EV_CONNECTED : MOAT_EV_DISCONNECTED, p->slot, p, 0, NULL);
+    pthread_mutex_unlock(&e->lock);
+}
+
+void moat_port_logging(struct moat_port *p, bool on)
+{
+    struct moat_engine *e = p->engine;
+
+    pthread_mutex_lock(&e->lock);
+    if (p->logging != on) {
+        p->logging = on;
+        post(e, MOAT_EV_PRECOPY, p->slot, p, on, NULL);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+void moat_port_started(struct moat_port *p)
+{
+    struct moat_engine *e = p->engine;
+    struct moat_slot *s;
+
+    pthread_mutex_lock(&e->lock);
+    p->running = true;
+    s = p->slot;
+    post(e, MOAT_EV_RINGS_STARTED, s, p, 0, NULL);
+    if (s && rec_of(e, s)->state == MOAT_SLOT_ARRIVING) {
+        if (!s->hold_from_us)
+            s->hold_from_us = now_us(e);
+        s->hold_expired = false;
+        if (s->ready && !rec_of(e, s)->unplugged)
+            open_slot(e, s, NULL);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* Waits for HANDED_OVER; the lock is released meanwhile. */
+static void wait_handed_over(struct moat_engine *e, struct moat_slot *s)
+{
+    uint32_t ms = s->wait_ms < WAIT_MS_MAX ? s->wait_ms : WAIT_MS_MAX;
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += ms / 1000;
+    until.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    while (!s->handed_over && rec_of(e, s)->state == MOAT_SLOT_FROZEN)
+        if (pthread_cond_timedwait(&e->handed_over, &e->lock, &until) == ETIMEDOUT)
+            break;
+    if (!s->handed_over && rec_of(e, s)->state == MOAT_SLOT_FROZEN)
+        post(e, MOAT_EV_WAIT_EXPIRED, s, NULL, ms, NULL);
+}
+
+void moat_port_stopped(struct moat_port *p)
+{
+    struct moat_engine *e = p->engine;
+    struct moat_slot *s;
+
+    pthread_mutex_lock(&e->lock);
+    p->running = false;
+    s = p->slot;
+    post(e, MOAT_EV_RINGS_STOPPED, s, p, 0, NULL);
+    if (s && p->logging && s->precopy_wanted &&
+        (rec_of(e, s)->state == MOAT_SLOT_ACTIVE || rec_of(e, s)->state == MOAT_SLOT_ENROLLING)) {
+        s->handed_over = false;
+        s->precopy_wanted = false;
+        set_state(e, s, MOAT_SLOT_FROZEN);
+        refresh(e, s);
+        post(e, MOAT_EV_FROZEN, s, NULL, 0, NULL);
+        wait_handed_over(e, s);
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+bool moat_port_holds(const struct moat_port *p)
+{
+    const struct moat_slot *s = __atomic_load_n(&p->slot, __ATOMIC_ACQUIRE);
+    const struct moat_view *v = s ? __atomic_load_n(&s->view, __ATOMIC_ACQUIRE) : NULL;
+
+    /* Views are embedded in the slot: reading one byte of a replaced view is harmless,
+     * the burst that follows decides again. */
+    return v && __atomic_load_n(&v->state, __ATOMIC_RELAXED) == MOAT_SLOT_ARRIVING;
+}
+
+bool moat_port_info(struct moat_engine *e, uint32_t index, struct moat_port_info *out)
+{
+    bool ok = false;
+
+    memset(out, 0, sizeof *out);
+    pthread_mutex_lock(&e->lock);
+    if (index < e->n_ports) {
+        const struct moat_port *p = e->ports[index];
+
+        memcpy(out->path, p->path, sizeof out->path);
+        out->connected = p->connected;
+        out->running = p->running;
+        out->replugged = p->replugged;
+        out->claimed = p->slot && !rec_of(e, p->slot)->unplugged;
+        if (p->slot)
+            memcpy(out->vnic, conf_of(rec_of(e, p->slot))->vnic, sizeof out->vnic);
+        ok = true;
+    }
+    pthread_mutex_unlock(&e->lock);
+    return ok;
+}
+
+/* --- requests of the agent --- */
+
+static int find_index(struct moat_engine *e, const char *vnic)
+{
+    for (uint32_t i = 0; i < e->conf.n_slots; i++)
+        if (e->map->slots[i].used && !strcmp(conf_of(&e->map->slots[i])->vnic, vnic))
+            return (int)i;
+    return -1;
+}
+
+int moat_slot_find(struct moat_engine *e, const char *vnic)
+{
+    int i;
+
+    pthread_mutex_lock(&e->lock);
+    i = find_index(e, vnic);
+    pthread_mutex_unlock(&e->lock);
+    return i;
+}
+
+/* The slot of a vNIC with the lock held, or NULL with err set and the lock released. */
+static struct moat_slot *lock_slot(struct moat_engine *e, const char *vnic, char *err, size_t n)
+{
+    int i;
+
+    pthread_mutex_lock(&e->lock);
+    i = find_index(e, vnic);
+    if (i >= 0)
+        return &e->slots[i];
+    pthread_mutex_unlock(&e->lock);
+    snprintf(err, n, "no slot for vNIC %s", vnic);
+    return NULL;
+}
+
+static int check_conf(const struct moat_slot_conf *c, char *err, size_t n)
+{
+    if (!c->vnic[0] || !c->path[0]) {
+        snprintf(err, n, "vNIC id and path must not be empty");
+        return -EINVAL;
+    }
+    if (c->n_addrs > MOAT_ADDRS_MAX) {
+        snprintf(err, n, "%u addresses, at most %u", c->n_addrs, MOAT_ADDRS_MAX);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < c->n_addrs; i++) {
+        const struct moat_addr *a = &c->addrs[i];
+
+        if (!(a->family == 4 && a->plen <= 32) && !(a->family == 6 && a->plen <= 128)) {
+            snprintf(err, n, "address %u: family %u with prefix length %u", i, a->family, a->plen);
+            return -EINVAL;
+        }
+    }
+    if (c->state != MOAT_SLOT_BLOCKED && c->state != MOAT_SLOT_ACTIVE &&
+        c->state != MOAT_SLOT_ARRIVING && c->state != MOAT_SLOT_ENROLLING) {
+        snprintf(err, n, "a slot cannot be claimed as %s", moat_slot_state_name(c->state));
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int free_index(struct moat_engine *e)
+{
+    for (uint32_t i = 0; i < e->conf.n_slots; i++)
+        if (!e->map->slots[i].used)
+            return (int)i;
+    return -1;
+}
+
+static void commit_conf(struct moat_slot_rec *r, const struct moat_slot_conf *c)
+{
+    uint32_t other = !(r->conf_index & 1);
+
+    r->conf[other] = *c;
+    __atomic_store_n(&r->conf_index, other, __ATOMIC_RELEASE);
+}
+
+static void init_slot(struct moat_engine *e, struct moat_slot *s, const struct moat_slot_conf *c)
+{
+    struct moat_slot_rec *r = rec_of(e, s);
+
+    void_sessions(e, s);
+    r->serial = r->serial + 1 ? r->serial + 1 : 1;
+    r->rules_index = MOAT_NO_RULES;
+    r->pickup_until = 0;
+    r->unplugged = 0;
+    r->epoch = c->epoch;
+    r->state = c->state;
+    r->conf_index = 0;
+    r->conf[0] = *c;
+    s->hold_from_us = 0;
+    s->hold_expired = s->precopy_wanted = s->handed_over = s->ready = false;
+    s->pickup_s = s->wait_ms = 0;
+    __atomic_store_n(&r->used, 1, __ATOMIC_RELEASE);
+}
+
+static void rebind(struct moat_engine *e, struct moat_slot *s, const char *path)
+{
+    struct moat_port *p = find_port(e, path);
+
+    if (s->port == p)
+        return;
+    unbind_port(e, s);
+    if (p)
+        bind_port(s, p);
+}
+
+int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char *err, size_t n)
+{
+    struct moat_slot *s, *other;
+    int i, rc = check_conf(c, err, n);
+
+    if (rc)
+        return rc;
+    pthread_mutex_lock(&e->lock);
+    i = find_index(e, c->vnic);
+    other = find_slot_by_path(e, c->path);
+    if (other && (i < 0 || other != &e->slots[i])) {
+        snprintf(err, n, "path %s belongs to vNIC %s: release it first", c->path,
+                 conf_of(rec_of(e, other))->vnic);
+        rc = -EEXIST;
+        goto out;
+    }
+    if (i >= 0) {
+        s = &e->slots[i];
+        if (c->epoch < rec_of(e, s)->epoch) {
+            snprintf(err, n, "epoch %llu is older than the slot's %llu",
+                     (unsigned long long)c->epoch, (unsigned long long)rec_of(e, s)->epoch);
+            rc = -ESTALE;
+            goto out;
+        }
+        commit_conf(rec_of(e, s), c);
+        rec_of(e, s)->epoch = c->epoch;
+        rec_of(e, s)->unplugged = 0;
+    } else {
+        i = free_index(e);
+        if (i < 0) {
+            snprintf(err, n, "all %u slots are in use (MOAT_SLOTS)", e->conf.n_slots);
+            rc = -ENOSPC;
+            goto out;
+        }
+        s = &e->slots[i];
+        init_slot(e, s, c);
+        post(e, MOAT_EV_STATE, s, NULL, c->state, "claimed");
+    }
+    refresh(e, s);
+    rebind(e, s, c->path);
+    if (s->port) {
+        s->port->replugged = false;
+        if (s->port->running && rec_of(e, s)->state == MOAT_SLOT_ARRIVING && !s->hold_from_us)
+            s->hold_from_us = now_us(e);
+    }
+out:
+    pthread_mutex_unlock(&e->lock);
+    return rc;
+}
+
+int moat_slot_release(struct moat_engine *e, const char *vnic, char *err, size_t n)
+{
+    struct moat_slot *s = lock_slot(e, vnic, err, n);
+
+    if (!s)
+        return -ENOENT;
+    unbind_port(e, s);
+    void_sessions(e, s);
+    post(e, MOAT_EV_STATE, s, NULL, MOAT_SLOT_FREE, "released");
+    __atomic_store_n(&rec_of(e, s)->used, 0, __ATOMIC_RELEASE);
+    refresh(e, s);
+    moat_ruleset_destroy(s->rules);
+    s->rules = NULL;
+    pthread_cond_broadcast(&e->handed_over);
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+static bool may_change(enum moat_slot_state from, enum moat_slot_state to)
+{
+    switch (to) {
+    case MOAT_SLOT_BLOCKED:
+    case MOAT_SLOT_ACTIVE:
+        return true;
+    case MOAT_SLOT_ENROLLING:
+        return from == MOAT_SLOT_ACTIVE || from == MOAT_SLOT_BLOCKED || from == to;
+    case MOAT_SLOT_ARRIVING:
+        return true;
+    case MOAT_SLOT_DEPARTED:
+        return from == MOAT_SLOT_FROZEN || from == MOAT_SLOT_BLOCKED || from == to;
+    default:
+        return from == to;
+    }
+}
+
+int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, char *err, size_t n)
+{
+    struct moat_slot *s = lock_slot(e, st->vnic, err, n);
+    struct moat_slot_rec *r;
+    int rc = 0;
+
+    if (!s)
+        return -ENOENT;
+    r = rec_of(e, s);
+    if (!may_change(r->state, st->state)) {
+        snprintf(err, n, "vNIC %s: a slot that is %s cannot become %s", st->vnic,
+                 moat_slot_state_name(r->state), moat_slot_state_name(st->state));
+        rc = -EINVAL;
+        goto out;
+    }
+    if (st->epoch && st->epoch < r->epoch) {
+        snprintf(err, n, "vNIC %s: epoch %llu is older than the slot's %llu", st->vnic,
+                 (unsigned long long)st->epoch, (unsigned long long)r->epoch);
+        rc = -ESTALE;
+        goto out;
+    }
+    if (st->epoch)
+        r->epoch = st->epoch;
+    s->precopy_wanted = st->precopy;
+    s->wait_ms = st->wait_ms;
+    s->pickup_s = st->pickup_s;
+    if (r->state == MOAT_SLOT_ARRIVING && st->state == MOAT_SLOT_ACTIVE) {
+        if (s->port && s->port->running && !r->unplugged)
+            open_slot(e, s, NULL);
+        else
+            s->ready = true;
+        goto out;
+    }
+    if (st->state == MOAT_SLOT_ARRIVING && r->state != MOAT_SLOT_ARRIVING) {
+        /* What is left here of an earlier stay is stale. */
+        void_sessions(e, s);
+        s->ready = s->hold_expired = false;
+        s->hold_from_us = s->port && s->port->running ? now_us(e) : 0;
+    }
+    if (st->pickup_s)
+        r->pickup_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + st->pickup_s;
+    if (st->state != MOAT_SLOT_ARRIVING)
+        s->ready = false;
+    set_state(e, s, st->state);
+    refresh(e, s);
+    pthread_cond_broadcast(&e->handed_over);
+out:
+    pthread_mutex_unlock(&e->lock);
+    return rc;
+}
+
+int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob, size_t len,
+                      char *err, size_t n)
+{
+    const struct moat_ruleset_head *old_head;
+    struct moat_ruleset *fresh, *old;
+    struct moat_slot_rec *r;
+    struct moat_slot *s;
+    uint32_t which;
+    uint8_t *buf;
+
+    if (len > MOAT_RULESET_MAX_SIZE) {
+        snprintf(err, n, "ruleset of %zu bytes, at most %u", len, MOAT_RULESET_MAX_SIZE);
+        return -E2BIG;
+    }
+    if (moat_ruleset_check(blob, len, err, n))
+        return -EINVAL;
+    s = lock_slot(e, vnic, err, n);
+    if (!s)
+        return -ENOENT;
+    r = rec_of(e, s);
+    which = r->rules_index == 0 ? 1 : 0;
+    buf = moat_mapping_ruleset(e->map, s->index, which);
+    memcpy(buf, blob, len);
+    r->rules_len[which] = (uint32_t)len;
+    fresh = moat_ruleset_create(buf);
+    if (!fresh) {
+        pthread_mutex_unlock(&e->lock);
+        snprintf(err, n, "out of memory");
+        return -ENOMEM;
+    }
+    old = s->rules;
+    old_head = old ? moat_ruleset_head(old) : NULL;
+    if (!old_head || memcmp(old_head->digest, moat_ruleset_head(fresh)->digest, 16))
+        r->serial = r->serial + 1 ? r->serial + 1 : 1;
+    s->rules = fresh;
+    __atomic_store_n(&r->rules_index, which, __ATOMIC_RELEASE);
+    refresh(e, s);
+    moat_ruleset_destroy(old);
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+int moat_slot_flush(struct moat_engine *e, const char *vnic, char *err, size_t n)
+{
+    struct moat_slot *s = lock_slot(e, vnic, err, n);
+
+    if (!s)
+        return -ENOENT;
+    void_sessions(e, s);
+    refresh(e, s);
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+int moat_slot_handed_over(struct moat_engine *e, const char *vnic, char *err, size_t n)
+{
+    struct moat_slot *s = lock_slot(e, vnic, err, n);
+
+    if (!s)
+        return -ENOENT;
+    s->handed_over = true;
+    pthread_cond_broadcast(&e->handed_over);
+    pthread_mutex_unlock(&e->lock);
+    return 0;
+}
+
+bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info *out)
+{
+    const struct moat_slot_rec *r;
+    const struct moat_slot *s;
+
+    memset(out, 0, sizeof *out);
+    if (index >= e->conf.n_slots)
+        return false;
+    pthread_mutex_lock(&e->lock);
+    r = &e->map->slots[index];
+    s = &e->slots[index];
+    if (r->used) {
+        out->conf = *conf_of(r);
+        out->conf.epoch = r->epoch;
+        out->state = s->view->state;
+        out->ready = s->ready;
+        out->has_port = s->port != NULL;
+        if (s->port) {
+            out->connected = s->port->connected;
+            out->running = s->port->running;
+            out->precopy = s->port->logging;
+        }
+        out->index = index;
+        out->sessions = __atomic_load_n(&s->sessions, __ATOMIC_RELAXED);
+        out->serial = r->serial;
+        if (s->rules) {
+            const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
+
+            out->has_ruleset = 1;
+            out->n_rules = moat_ruleset_body(h)->n_rules;
+            out->generation = h->generation;
+            memcpy(out->digest, h->digest, sizeof out->digest);
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return r->used;
+}
+
+void *moat_slot_ruleset(struct moat_engine *e, const char *vnic, size_t *len)
+{
+    char err[128];
+    struct moat_slot *s = lock_slot(e, vnic, err, sizeof err);
+    void *copy = NULL;
+
+    if (!s) {
+        errno = ENOENT;
+        return NULL;
+    }
+    if (!s->rules) {
+        errno = ENODATA;
+    } else {
+        const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
+
+        copy = malloc(h->size);
+        if (copy) {
+            memcpy(copy, h, h->size);
+            *len = h->size;
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return copy;
+}
+
+int moat_slot_hits(struct moat_engine *e, const char *vnic, uint32_t first, uint32_t max,
+                   struct moat_rule_hit *out, uint32_t *next)
+{
+    char err[128];
+    struct moat_slot *s = lock_slot(e, vnic, err, sizeof err);
+    int n = 0;
+
+    *next = 0;
+    if (!s)
+        return -ENOENT;
+    if (s->rules) {
+        const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
+        uint32_t n_rules = moat_ruleset_body(h)->n_rules;
+        const struct moat_rule *rules = moat_ruleset_at(h, moat_ruleset_body(h)->rules_off);
+        uint64_t *hits = moat_ruleset_hits(s->rules);
+
+        for (uint32_t i = first; i <= n_rules; i++) {
+            if ((uint32_t)n == max) {
+                *next = i;
+                break;
+            }
+            out[n].rule = i < n_rules ? rules[i].id : 0;
+            out[n].pad = 0;
+            out[n++].hits = __atomic_load_n(&hits[i], __ATOMIC_RELAXED);
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return n;
+}
+
+/* --- housekeeping and recovery --- */
+
+void moat_slots_turn(struct moat_engine *e)
+{
+    uint64_t now = now_us(e);
+
+    pthread_mutex_lock(&e->lock);
+    for (uint32_t i = 0; i < e->conf.n_slots; i++) {
+        struct moat_slot *s = &e->slots[i];
+        const struct moat_slot_rec *r = &e->map->slots[i];
+        uint64_t hold = (uint64_t)conf_of(r)->settings.hold_ms * 1000;
+
+        if (!r->used || r->state != MOAT_SLOT_ARRIVING || !s->hold_from_us)
+            continue;
+        if (!s->hold_expired && now - s->hold_from_us >= hold) {
+            s->hold_expired = true;
+            post(e, MOAT_EV_HOLD_EXPIRED, s, NULL, conf_of(r)->settings.hold_ms, NULL);
+        }
+        if (now - s->hold_from_us >= hold + SILENT_AGENT_MS * 1000 && !r->unplugged) {
+            if (conf_of(r)->settings.on_missing_state != MOAT_FAIL_BLOCK)
+                s->pickup_s = conf_of(r)->settings.pickup_s;
+            open_slot(e, s, "the agent is silent: on-missing-state decided");
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+}
+
+static bool rec_sane(const struct moat_slot_rec *r)
+{
+    const struct moat_slot_conf *c = conf_of(r);
+    char err[128];
+    struct moat_slot_conf check = *c;
+
+    check.state = MOAT_SLOT_ACTIVE;
+    return memchr(c->vnic, 0, sizeof c->vnic) && memchr(c->vm, 0, sizeof c->vm) &&
+           memchr(c->network, 0, sizeof c->network) && memchr(c->path, 0, sizeof c->path) &&
+           r->state > MOAT_SLOT_FREE && r->state < MOAT_N_SLOT_STATES &&
+           !check_conf(&check, err, sizeof err);
+}
+
+static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moat_slot_rec *r)
+{
+    char err[128] = "no ruleset buffer";
+    const uint8_t *blob;
+
+    if (r->rules_index == MOAT_NO_RULES)
+        return;
+    if (r->rules_index <= 1 && r->rules_len[r->rules_index] <= MOAT_RULESET_MAX_SIZE) {
+        blob = moat_mapping_ruleset(e->map, s->index, r->rules_index);
+        if (!moat_ruleset_check(blob, r->rules_len[r->rules_index], err, sizeof err))
+            s->rules = moat_ruleset_create(blob);
+    }
+    if (!s->rules) {
+        /* Damaged: nothing passes until the agent has published again. */
+        r->rules_index = MOAT_NO_RULES;
+        r->unplugged = 1;
+        post(e, MOAT_EV_REFUSED, s, NULL, 0, err);
+    }
+}
+
+uint32_t moat_slots_recover(struct moat_engine *e)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < e->conf.n_slots; i++) {
+        struct moat_slot_rec *r = &e->map->slots[i];
+        struct moat_slot *s = &e->slots[i];
+
+        s->index = i;
+        if (!r->used)
+            continue;
+        if (!rec_sane(r)) {
+            r->used = 0;
+            r->incarnation = (r->incarnation + 1) & 0xfffff;
+            continue;
+        }
+        recover_rules(e, s, r);
+        refresh(e, s);
+        n++;
+    }
+    return n;
+}
+
+bool moat_slot_may_log(struct moat_slot *s, uint32_t now_s)
+{
+    if (__atomic_load_n(&s->log_second, __ATOMIC_RELAXED) != now_s) {
+        __atomic_store_n(&s->log_second, now_s, __ATOMIC_RELAXED);
+        __atomic_store_n(&s->log_tokens, 0, __ATOMIC_RELAXED);
+    }
+    return __atomic_fetch_add(&s->log_tokens, 1, __ATOMIC_RELAXED) < LOGS_PER_SECOND;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_SLOT_H
+#define MOAT_DP_SLOT_H 1
+
+/* Ports and slots.
+ *
+ * A port is a vhost-user socket path that the switch has registered; a slot is a
+ * vNIC.  A port is born without a slot, which blocks it (conf.unclaimed), unless the
+ * mapping knows a vNIC with this path from before a restart.  What packet threads
+ * need of a slot is an immutable view, replaced as a whole and freed when all of them
+ * have passed a quiescent point; so a burst sees one coherent state.
+ *
+ * All functions but moat_port_view() and moat_port_holds() take the engine's lock;
+ * none may be called from within a burst. */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moat/ctl.h"
+
+#include "ruleset.h"
+
+struct moat_engine;
+
+/* What a burst needs to know.  Immutable while published. */
+struct moat_view {
+    uint8_t state;  /* enum moat_slot_state */
+    uint8_t mac[6];
+    uint8_t n_addrs;
+    uint32_t index; /* of the slot */
+    uint32_t tag;   /* slot and incarnation: part of the session key */
+    uint32_t serial; /* of the ruleset */
+    uint32_t pickup_until; /* engine clock, seconds */
+    uint32_t max_sessions;
+    struct moat_settings settings;
+    const struct moat_ruleset *rules; /* NULL: no policy */
+    struct moat_slot *slot;
+    struct moat_addr addrs[MOAT_ADDRS_MAX];
+};
+
+struct moat_slot {
+    const struct moat_view *view; /* atomic; NULL: free */
+    struct moat_view views[2];    /* the published one, and the next */
+    struct moat_ruleset *rules;
+    struct moat_port *port; /* NULL: the switch has no such port */
+    uint32_t index;
+    uint32_t sessions; /* atomic: live */
+    uint32_t log_second, log_tokens; /* atomic: events this second */
+    uint64_t hold_from_us;  /* ARRIVING and the rings run since; 0: not */
+    bool hold_expired;
+    bool precopy_wanted; /* a destination is being fed */
+    uint32_t wait_ms;
+    uint32_t pickup_s; /* to apply when an arriving slot opens */
+    bool handed_over;
+    bool ready; /* ARRIVING: opens when the rings start */
+};
+
+struct moat_port {
+    char path[MOAT_PATH_MAX];
+    struct moat_slot *slot; /* atomic; NULL: unclaimed */
+    struct moat_engine *engine;
+    bool connected, running, logging, replugged;
+};
+
+/* Called by the hook before the vhost driver of this path starts.  Creates the port
+ * born blocked, or finds it: if this process had it already, the port was deleted and
+ * plugged again, perhaps for another VM, and stays blocked until it is claimed anew.
+ * Ports are never freed while the engine lives.  NULL with errno. */
+struct moat_port *moat_port_register(struct moat_engine *, const char *path);
+
+/* What the vhost library says, on its thread. */
+void moat_port_connected(struct moat_port *, bool connected);
+void moat_port_logging(struct moat_port *, bool on); /* VHOST_F_LOG_ALL */
+void moat_port_started(struct moat_port *);          /* new_device */
+
+/* destroy_device, after the switch has let go of the device.  If the vNIC is being
+ * moved: freezes the slot and waits, bounded, until the destination has everything. */
+void moat_port_stopped(struct moat_port *);
+
+/* True: leave the VM's packets in its ring for now. Packet threads; cheap. */
+bool moat_port_holds(const struct moat_port *);
+
+/* For ctl.c.  0 or negative errno with the reason in err; a refusal changes nothing. */
+int moat_slot_claim(struct moat_engine *, const struct moat_slot_conf *, char *err, size_t);
+int moat_slot_release(struct moat_engine *, const char *vnic, char *err, size_t);
+int moat_slot_set_state(struct moat_engine *, const struct moat_ctl_state *, char *err, size_t);
+int moat_slot_publish(struct moat_engine *, const char *vnic, const void *blob, size_t len,
+                      char *err, size_t);
+int moat_slot_flush(struct moat_engine *, const char *vnic, char *err, size_t);
+int moat_slot_handed_over(struct moat_engine *, const char *vnic, char *err, size_t);
+
+/* Index of the slot, or -1. */
+int moat_slot_find(struct moat_engine *, const char *vnic);
+
+/* False if slot `index` is free. */
+bool moat_slot_info(struct moat_engine *, uint32_t index, struct moat_slot_info *);
+bool moat_port_info(struct moat_engine *, uint32_t index, struct moat_port_info *);
+
+/* Copies the slot's ruleset blob (malloc, the caller frees).  NULL with errno. */
+void *moat_slot_ruleset(struct moat_engine *, const char *vnic, size_t *len);
+
+/* Fills up to max hits from rule index `first`; *next is 0 at the end. */
+int moat_slot_hits(struct moat_engine *, const char *vnic, uint32_t first, uint32_t max,
+                   struct moat_rule_hit *, uint32_t *next);
+
+/* From moat_engine_turn(): ends holds that took too long. */
+void moat_slots_turn(struct moat_engine *);
+
+/* At start: rebuilds slots from the mapping.  Returns how many. */
+uint32_t moat_slots_recover(struct moat_engine *);
+
+/* Token bucket of a slot's log events.  Packet threads. */
+bool moat_slot_may_log(struct moat_slot *, uint32_t now_s);
+
+#endif /* datapath/slot.h */

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_TESTS_RIG_H
+#define MOAT_TESTS_RIG_H 1
+
+/* A filter core with a fake clock and three VMs in one network, for tests that push
+ * packets through it:
+ *
+ *   slot 0  "a"  02:00:00:00:00:01  10.0.0.1  2001:db8::1
+ *   slot 1  "b"  02:00:00:00:00:02  10.0.0.2  2001:db8::2
+ *   slot 2  "c"  02:00:00:00:00:03  10.0.0.3  2001:db8::3
+ *
+ * Policy is written in the policy language and compiled by the policy library. Every
+ * call checks what must not fail (ck_assert). */
+
+#include <stdint.h>
+
+#include "datapath/engine.h"
+#include "datapath/pipe.h"
+#include "datapath/slot.h"
+#include "policy/policy.h"
+
+#define RIG_SLOTS 3
+
+struct rig {
+    struct moat_engine *e;
+    struct moat_port *port[RIG_SLOTS];
+    struct moat_inventory *inv;
+    uint64_t generation;
+};
+
+extern uint64_t rig_clock_ms; /* starts at 1000 s */
+
+extern const char *const rig_vnic[RIG_SLOTS];
+extern const uint8_t rig_mac[RIG_SLOTS][6];
+extern const uint8_t rig_ip4[RIG_SLOTS][4];
+extern const uint8_t rig_ip6[RIG_SLOTS][16];
+
+/* mapping NULL: private memory.  Ports are registered and running, no slot is claimed. */
+void rig_create(struct rig *, const char *mapping);
+void rig_destroy(struct rig *);
+
+/* The slot's configuration as the agent would send it. */
+void rig_conf(unsigned slot, enum moat_slot_state, struct moat_slot_conf *);
+void rig_claim(struct rig *, unsigned slot, enum moat_slot_state);
+
+/* Compiles for the slot and publishes.  Each call is a new generation. */
+void rig_publish(struct rig *, unsigned slot, const char *policy);
+
+/* All three slots active under one policy. */
+void rig_start(struct rig *, const char *mapping, const char *policy);
+
+/* One frame; true if it passes.  *reason (may be NULL) is why not. */
+bool rig_push(struct rig *, unsigned slot, enum moat_dir, const uint8_t *frame, uint32_t len,
+              enum moat_reason *reason);
+
+/* The same through two slots, as between VMs of one host. */
+bool rig_between(struct rig *, unsigned from, unsigned to, const uint8_t *frame, uint32_t len);
+
+uint64_t rig_counter(struct rig *, unsigned slot, unsigned counter);
+
+#endif /* tests/lib/rig.h */
