@@ -218,12 +218,13 @@ static bool is_over(const struct burst *b, const struct moat_session *s, const s
            (p->kind == MOAT_PKT_TCP && moat_tcp_reopens(s->side, &p->tcp));
 }
 
+/* Counts may lose a packet if two threads serve one direction (several queues). */
 static void account(struct burst *b, struct moat_session *s, const struct moat_pkt *p)
 {
     if (LOAD(&s->seen) != b->thread->now_s)
         STORE(&s->seen, b->thread->now_s);
-    STORE(&s->packets[b->dir], s->packets[b->dir] + 1);
-    STORE(&s->bytes[b->dir], s->bytes[b->dir] + p->total);
+    STORE(&s->packets[b->dir], LOAD(&s->packets[b->dir]) + 1);
+    STORE(&s->bytes[b->dir], LOAD(&s->bytes[b->dir]) + p->total);
 }
 
 /* A packet of a live session. */

@@ -43,9 +43,10 @@ uint64_t moat_qsbr_token(struct moat_qsbr *q)
 
 bool moat_qsbr_passed(struct moat_qsbr *q, uint64_t token)
 {
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    /* A full fence, in a form that the thread sanitizer understands. */
+    __atomic_fetch_add(&q->epoch, 0, __ATOMIC_SEQ_CST);
     for (unsigned i = 0; i < MOAT_QSBR_MAX_THREADS; i++) {
-        uint64_t in = __atomic_load_n(&q->readers[i].epoch, __ATOMIC_ACQUIRE);
+        uint64_t in = __atomic_load_n(&q->readers[i].epoch, __ATOMIC_SEQ_CST);
 
         if (in && in < token)
             return false;

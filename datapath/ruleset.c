@@ -432,7 +432,7 @@ static void fill(struct rule_list *out, const struct workshop *w, const struct d
         for (uint32_t b = port_bucket(port_start, d->n_ports, r->dport_lo); b <= last; b++)
             port_bits[(size_t)b * words + i / 64] |= bit;
         for (uint32_t b = 0; b < d->n_peers; b++)
-            if (d->n_peers == 1 || peers >> b & 1)
+            if (peers >> b & 1)
                 peer_bits[(size_t)b * words + i / 64] |= bit;
     }
     *out = (struct rule_list){

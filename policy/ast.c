@@ -89,10 +89,9 @@ unsigned moat_policy_n_rules(const struct moat_policy *p)
 const char *moat_ast_builtin_name(enum ast_term_kind kind)
 {
     static const char *const names[N_BUILTIN_TERMS] = {
-        [TERM_ANY] = "any",           [TERM_VMS] = "vms",         [TERM_OUTSIDE] = "outside",
-        [TERM_UNKNOWN] = "unknown",   [TERM_GATEWAY] = "gateway", [TERM_ROUTER] = "router",
-        [TERM_DHCP] = "dhcp",         [TERM_METADATA] = "metadata",
-        [TERM_MULTICAST] = "multicast",
+        [TERM_ANY] = "any",         [TERM_VMS] = "vms",           [TERM_OUTSIDE] = "outside",
+        [TERM_UNKNOWN] = "unknown", [TERM_GATEWAY] = "gateway",   [TERM_ROUTER] = "router",
+        [TERM_DHCP] = "dhcp",       [TERM_METADATA] = "metadata", [TERM_MULTICAST] = "multicast",
     };
     return kind < N_BUILTIN_TERMS ? names[kind] : NULL;
 }
@@ -124,12 +123,12 @@ const char *moat_ast_setting_name(enum ast_setting_key key)
 bool moat_ast_reserved(const char *word)
 {
     static const char *const words[] = {
-        "addresses", "allow",   "and",  "any",  "arp",  "code",     "default",  "dhcp",
-        "drop",      "except",  "for",  "from", "gateway", "group", "icmp",     "icmp6",
-        "labelled",  "log",     "loose", "metadata", "multicast", "next-tier", "outside",
-        "policy",    "port",    "protocol", "reject", "router", "rule", "sctp", "service",
-        "settings",  "tcp",     "tier", "to",   "udp",  "unknown",  "uuid",     "version",
-        "vm",        "vms",
+        "addresses", "allow",   "and",      "any",      "arp",      "code",     "default",
+        "dhcp",      "drop",    "except",   "for",      "from",     "gateway",  "group",
+        "icmp",      "icmp6",   "labelled", "log",      "loose",    "metadata", "multicast",
+        "next-tier", "outside", "policy",   "port",     "protocol", "reject",   "router",
+        "rule",      "sctp",    "service",  "settings", "tcp",      "tier",     "to",
+        "udp",       "unknown", "uuid",     "version",  "vm",       "vms",
     };
     for (size_t i = 0; i < sizeof words / sizeof *words; i++)
         if (!strcmp(words[i], word))

@@ -118,8 +118,8 @@ struct ast_item {
     uint32_t ref;
     const char *name;
     uint8_t proto;
-    bool has_dport, has_sport;     /* ICMP: type, code */
-    uint16_t dport_lo, dport_hi;   /* 0 to 65535 if there is none */
+    bool has_dport, has_sport;   /* ICMP: type, code */
+    uint16_t dport_lo, dport_hi; /* 0 to 65535 if there is none */
     uint16_t sport_lo, sport_hi;
 };
 
@@ -153,7 +153,7 @@ struct ast_rule {
 struct ast_tier {
     const char *name;
     struct moat_pos pos;
-    uint32_t first, n; /* in rules[] */
+    uint32_t first, n;            /* in rules[] */
     struct ast_notes notes, tail; /* tail: before the closing brace */
     bool base;
     bool builtin; /* from the library, not from the text */

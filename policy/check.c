@@ -21,8 +21,8 @@ struct check {
 };
 
 #define ERROR(C, POS, HINT, ...)                                                                   \
-    ((C)->errors++, moat_diags_add((C)->diags, MOAT_DIAG_ERROR, (C)->policy->file, POS, HINT,      \
-                                   __VA_ARGS__))
+    ((C)->errors++,                                                                                \
+     moat_diags_add((C)->diags, MOAT_DIAG_ERROR, (C)->policy->file, POS, HINT, __VA_ARGS__))
 
 /* --- Names defined twice ------------------------------------------------------------ */
 
@@ -100,7 +100,8 @@ static bool index_names(struct check *c)
 /* --- References ---------------------------------------------------------------------- */
 
 /* The hint for an unknown name: the nearest known one. */
-static const char *nearest(const char *name, const char *(*get)(const struct moat_policy *, uint32_t),
+static const char *nearest(const char *name,
+                           const char *(*get)(const struct moat_policy *, uint32_t),
                            const struct moat_policy *y, uint32_t n, char *buf, size_t size,
                            const char *otherwise)
 {

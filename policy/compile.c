@@ -60,8 +60,12 @@ static bool match_items(struct matches *ms, const struct moat_policy *y,
     for (uint32_t i = 0; i < items->n; i++) {
         const struct ast_item *it = &items->v[i];
         struct match m = {
-            MOAT_RULE_IP4 | MOAT_RULE_IP6, it->proto,    it->dport_lo,
-            it->dport_hi,                  it->sport_lo, it->sport_hi,
+            MOAT_RULE_IP4 | MOAT_RULE_IP6,
+            it->proto,
+            it->dport_lo,
+            it->dport_hi,
+            it->sport_lo,
+            it->sport_hi,
         };
         switch (it->kind) {
         case ITEM_SERVICE:
@@ -131,8 +135,8 @@ static void match_normalise(struct matches *ms)
 
 static bool find_matches(struct compiler *c, const struct ast_items *services)
 {
-    static const struct match anything = {MOAT_RULE_IP4 | MOAT_RULE_IP6, MOAT_PROTO_ANY, 0,
-                                          UINT16_MAX, 0, UINT16_MAX};
+    static const struct match anything = {
+        MOAT_RULE_IP4 | MOAT_RULE_IP6, MOAT_PROTO_ANY, 0, UINT16_MAX, 0, UINT16_MAX};
     c->matches.n = 0;
     if (services->n == 0)
         return match_add(&c->matches, &anything);
@@ -171,9 +175,9 @@ static uint8_t set_families(const struct moat_rangeset *s)
 static uint32_t widen(const struct compiler *c, uint32_t set, uint8_t families)
 {
     const struct moat_rangeset *s = moat_identity_ranges(c->identity, set);
-    bool full = (!(families & (MOAT_RULE_IP4 | MOAT_RULE_ARP)) ||
-                 moat_rangeset_is_full(s, RANGE_V4)) &&
-                (!(families & MOAT_RULE_IP6) || moat_rangeset_is_full(s, RANGE_V6));
+    bool full =
+        (!(families & (MOAT_RULE_IP4 | MOAT_RULE_ARP)) || moat_rangeset_is_full(s, RANGE_V4)) &&
+        (!(families & MOAT_RULE_IP6) || moat_rangeset_is_full(s, RANGE_V6));
     return full ? MOAT_SET_ANY : set;
 }
 

@@ -71,7 +71,7 @@ static unsigned claim(const struct inv_vnic *c, unsigned family, const uint8_t *
             longest = c->addrs.v[i].plen;
     const uint8_t *m = c->mac;
     if (family == MOAT_FAM_IP6 && (m[0] | m[1] | m[2] | m[3] | m[4] | m[5])) {
-        const uint8_t own[16] = {0xfe, 0x80, 0,    0,    0,    0,    0,    0,
+        const uint8_t own[16] = {0xfe,     0x80, 0,    0,    0,    0,    0,    0,
                                  m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]};
         if (!memcmp(addr, own, 16))
             longest = 128;

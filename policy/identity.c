@@ -100,8 +100,8 @@ static void cut_segments(struct owners *o)
 
 static void link_local(const uint8_t mac[6], uint8_t out[16])
 {
-    const uint8_t eui[16] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac[0] ^ 0x02, mac[1], mac[2],
-                             0xff, 0xfe, mac[3], mac[4], mac[5]};
+    const uint8_t eui[16] = {0xfe,          0x80,   0,      0,    0,    0,      0,      0,
+                             mac[0] ^ 0x02, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
     memcpy(out, eui, sizeof eui);
 }
 
@@ -191,8 +191,7 @@ static void add_near(struct moat_rangeset *s, const struct inv_network *w)
     moat_rangeset_add(s, RANGE_V4, 0x7f000000, 0x7fffffff);
     moat_rangeset_add(s, RANGE_V4, 0xa9fe0000, 0xa9feffff);
     moat_rangeset_add(s, RANGE_V6, 0, 1);
-    moat_rangeset_add(s, RANGE_V6, (moat_u128)0xfe80 << 112,
-                      ((moat_u128)0xfec0 << 112) - 1);
+    moat_rangeset_add(s, RANGE_V6, (moat_u128)0xfe80 << 112, ((moat_u128)0xfec0 << 112) - 1);
 }
 
 static bool find_builtins(struct moat_identity *id)
@@ -276,7 +275,8 @@ void moat_identity_destroy(struct moat_identity *id)
     free(id);
 }
 
-/* --- Sets -------------------------------------------------------------------------------------- */
+/* --- Sets --------------------------------------------------------------------------------------
+ */
 
 static uint64_t hash_set(const struct moat_rangeset *s)
 {

@@ -166,8 +166,8 @@ bool moat_parse_unexpected(struct parser *p, const char *wanted, const char *hin
                            describe(&p->tok, buf));
 }
 
-/* To the end of the statement, over whole blocks and lines that go on.  A brace that closes an outer
- * block is left. */
+/* To the end of the statement, over whole blocks and lines that go on.  A brace that closes an
+ * outer block is left. */
 static void sync(struct parser *p)
 {
     unsigned depth = 0;
@@ -239,8 +239,10 @@ const char *moat_parse_name(struct parser *p, const char *what)
     for (const char *c = s; *c; c++)
         ok = ok && *c != ':' && *c != '/' && *c != '+';
     if (!ok) {
-        moat_parse_fail(p, p->tok.pos, "a name starts with a letter; letters, digits, _ . and - "
-                        "follow", "`%.60s` cannot be %s", s, what);
+        moat_parse_fail(p, p->tok.pos,
+                        "a name starts with a letter; letters, digits, _ . and - "
+                        "follow",
+                        "`%.60s` cannot be %s", s, what);
         return NULL;
     }
     if (p->tok.len >= MOAT_POLICY_MAX_NAME) {
@@ -283,7 +285,7 @@ static bool finish(struct parser *p, struct ast_notes *notes)
 
 /* Makes room for one more in a list of the policy. */
 #define GROW(P, LIST, MAX, WHAT)                                                                   \
-    grow_list(P, (void **)&(P)->policy->LIST, (P)->policy->n_##LIST, &(P)->policy->cap_##LIST,      \
+    grow_list(P, (void **)&(P)->policy->LIST, (P)->policy->n_##LIST, &(P)->policy->cap_##LIST,     \
               sizeof *(P)->policy->LIST, MAX, WHAT)
 
 static bool grow_list(struct parser *p, void **v, uint32_t n, uint32_t *cap, size_t element,
@@ -497,8 +499,8 @@ static bool parse_rule_head(struct parser *p, struct ast_rule *r)
         return moat_parse_fail(p, pos, "it means that TCP sessions may start mid-stream",
                                "only `allow` can be `loose`");
     if (r->log && (action == MOAT_NEXT_TIER || action == MOAT_LOG))
-        return moat_parse_fail(p, pos, "put a `log` rule before this one",
-                               "`%s` cannot have `log`", moat_ast_action_name(r->action));
+        return moat_parse_fail(p, pos, "put a `log` rule before this one", "`%s` cannot have `log`",
+                               moat_ast_action_name(r->action));
     return true;
 }
 
@@ -511,7 +513,8 @@ static bool parse_rule(struct parser *p, struct ast_notes notes, void *aux)
     if (!parse_rule_head(p, &r))
         return false;
     if (!moat_parse_is(p, "from"))
-        return moat_parse_unexpected(p, "`from`", "write: allow from GROUP to GROUP service SERVICE");
+        return moat_parse_unexpected(p, "`from`",
+                                     "write: allow from GROUP to GROUP service SERVICE");
     moat_parse_advance(p);
     if (!moat_parse_expr(p, &r.from))
         return false;
@@ -542,7 +545,8 @@ static bool parse_tier(struct parser *p, struct ast_notes notes)
     const char *name = moat_parse_name(p, "the name of a tier");
     bool ok = name != NULL;
     if (ok && p->tok.kind != LEX_LBRACE)
-        ok = moat_parse_unexpected(p, "`{`", "write: tier NAME { and its rules, one per line, and }");
+        ok = moat_parse_unexpected(p, "`{`",
+                                   "write: tier NAME { and its rules, one per line, and }");
     if (p->stop || (!ok && !sync_block(p)))
         return false;
     if (!GROW(p, tiers, MOAT_POLICY_MAX_TIERS, "tiers"))

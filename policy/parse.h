@@ -18,11 +18,11 @@ struct parser {
     struct moat_arena *arena; /* the policy's */
     struct moat_diags *diags;
     unsigned errors;
-    bool stop;                 /* a limit was hit: no use in going on */
-    struct ast_notes pending;  /* comments before the statement to come */
-    struct ast_notes inner;    /* comments within the current one */
-    const char *trail;         /* comment at the end of the current line */
-    enum lex_kind last;        /* kind of the token before */
+    bool stop;                /* a limit was hit: no use in going on */
+    struct ast_notes pending; /* comments before the statement to come */
+    struct ast_notes inner;   /* comments within the current one */
+    const char *trail;        /* comment at the end of the current line */
+    enum lex_kind last;       /* kind of the token before */
 };
 
 #define POLICY_BASE_FILE "<base>"

@@ -88,8 +88,7 @@ static bool parse_range(struct parser *p, struct ast_range *r)
     case RANGE_BAD:
         break;
     }
-    return moat_parse_fail(p, p->tok.pos,
-                           "write 10.0.0.0/8, 2001:db8::1 or 10.0.0.1-10.0.0.9",
+    return moat_parse_fail(p, p->tok.pos, "write 10.0.0.0/8, 2001:db8::1 or 10.0.0.1-10.0.0.9",
                            "`%.100s` is no address", text);
 }
 
@@ -154,8 +153,7 @@ static bool parse_vm(struct parser *p, struct ast_term *t)
         return parse_uuid(p, t);
     }
     if (p->tok.kind != LEX_STRING)
-        return moat_parse_unexpected(p, "the name of a VM",
-                                     "write vm \"NAME\" or vm uuid UUID");
+        return moat_parse_unexpected(p, "the name of a VM", "write vm \"NAME\" or vm uuid UUID");
     t->kind = TERM_VM_NAME;
     t->text = moat_parse_string(p, MOAT_POLICY_MAX_STRING, "the name of a VM");
     return t->text != NULL;
@@ -211,8 +209,8 @@ static bool parse_terms(struct parser *p, struct ast_terms *ts)
         if (!parse_term(p, &t, &more))
             return false;
         if (ts->n >= MOAT_POLICY_MAX_LIST)
-            return moat_parse_fail(p, t.pos, "make two groups of it", "more than %u items in a list",
-                                   MOAT_POLICY_MAX_LIST);
+            return moat_parse_fail(p, t.pos, "make two groups of it",
+                                   "more than %u items in a list", MOAT_POLICY_MAX_LIST);
         struct ast_term *v = moat_arena_grow(p->arena, ts->v, ts->n, &ts->cap, sizeof *v);
         if (!v)
             return false;
@@ -254,8 +252,8 @@ static bool parse_ports(struct parser *p, uint16_t *lo, uint16_t *hi)
         return moat_parse_unexpected(p, "a port",
                                      "a number from 0 to 65535, or a range such as 8000-8099");
     if (a > b)
-        return moat_parse_fail(p, p->tok.pos, "the lower port comes first",
-                               "`%.*s` goes backwards", (int)p->tok.len, p->tok.text);
+        return moat_parse_fail(p, p->tok.pos, "the lower port comes first", "`%.*s` goes backwards",
+                               (int)p->tok.len, p->tok.text);
     *lo = (uint16_t)a;
     *hi = (uint16_t)b;
     moat_parse_advance(p);

@@ -17,13 +17,14 @@
 
 moat_root=$(cd "$testbed_lib/../.." && pwd)
 MOAT_BUILD=${MOAT_BUILD:-$moat_root/build/release}
+MOAT_PRELOAD=$MOAT_BUILD/datapath/libmoat.so
+switch_pages=430     # 2-MiB pages of a switch with its session table
 MOAT_NETWORK=lan     # the one network, 10.0.0.0/24
 MOAT_PEER_PORT=6650  # where agents listen for each other
 
 # moat_init: testbed_init with the product in place; fails if it is not built.
 moat_init() {
     local file
-    MOAT_PRELOAD=$MOAT_BUILD/datapath/libmoat.so
     for file in "$MOAT_PRELOAD" "$MOAT_BUILD/datapath/libmoat-engine.so" "$(moat_program moatd)" "$(moat_program moatctl)"; do
         [ -e "$file" ] || { tb_fail "$file is missing: run scripts/build"; return 1; }
     done
@@ -174,7 +175,7 @@ moat_drops() {
         jq -r --arg d "$3" --arg r "$4" '[.[0].drops[] | select(.direction == $d and .reason == $r) | .packets] | add // 0'
 }
 
-# moat_evidence VNIC KEY: of its latest migration.
+# moat_evidence VNIC KEY: of its latest migration, such as sessions-sent.
 moat_evidence() {
     moat_admin --format json migration list |
         jq -r --arg v "$1" --arg k "$2" '[.[] | select(.vnic == $v)] | last | .evidence[$k] // empty'

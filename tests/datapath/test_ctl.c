@@ -440,7 +440,8 @@ static size_t make_frame(uint8_t *out, uint16_t port)
                                .lport = port,
                                .rport = 53,
                                .local = {10, 0, 0, 1},
-                               .remote = {10, 0, 0, 9}};
+                               .remote = {10, 0, 0, 9},
+                               .side = {{.state = 1}}};
     unsigned len = moat_ses_encode(&rec, out + 4);
 
     moat_put_be(out, XXH32(out + 4, len, MOAT_SES_MAGIC), 4);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "datapath/classify.h"
+#include "datapath/ruleset_private.h"
 #include "tests/lib/blob.h"
 
 #define N_MUTANTS 150000
@@ -62,6 +63,8 @@ static uint8_t *sample(size_t *len)
     r->proto = 17;
     r->skip_to = 4;
     r = blob_rule(b, MOAT_DROP, "no");
+    r->sport_lo = 1000;
+    r->sport_hi = 2000;
     r->peer_set = blob_addresses(b, "10.0.0.128/25 192.168.0.0/16");
     r = blob_rule(b, MOAT_ALLOW, "base");
     r->tier = 1;
@@ -227,9 +230,9 @@ static const struct corruption {
     {B(rules_off), 136, "rules_off", false},
     {B(rules_off), 148, "rules_off", false},
     {B(rules_off), 0xfffffff8, "rules", false},
-    {B(n_classes), 0, "n_classes", false},
-    {B(n_classes), 65537, "n_classes", false},
-    {B(n_classes), UINT32_MAX, "n_classes", false},
+    {B(n_classes), 0, "not 1 to 65536", false},
+    {B(n_classes), 65537, "not 1 to 65536", false},
+    {B(n_classes), UINT32_MAX, "not 1 to 65536", false},
     {B(n_classes), 65, "set_words", false},
     {B(n_classes), 1, "set 0", false},
     {B(n_sets), UINT32_MAX, "sets", false},
@@ -295,6 +298,8 @@ static const struct corruption {
     {R(3, tier), 2, "rule 4: tier", false},
     {R(1, sport_lo), 65535, NULL, false},
     {R(1, sport_hi), 0, NULL, false},
+    {R(3, sport_lo), 2001, "rule 3: sport", false},
+    {R(3, sport_hi), 999, "rule 3: sport", false},
     {R(0, dport_lo), 444, "rule 0: dport", false},
     {R(0, dport_hi), 442, "rule 0: dport", false},
     {R(0, peer_set), 3, "rule 0: peer_set", false},
@@ -417,6 +422,7 @@ END_TEST
 /* Cut at every length; first as it is, then made to look whole. */
 START_TEST(refuses_a_truncated_blob)
 {
+    char err[160];
     size_t len, n;
     uint8_t *blob = sample(&len);
 
@@ -424,7 +430,9 @@ START_TEST(refuses_a_truncated_blob)
         uint8_t *cut = malloc(n ? n : 1);
 
         memcpy(cut, blob, n);
-        ck_assert_msg(check(cut, n) == -EINVAL, "%zu bytes", n);
+        ck_assert_msg(moat_ruleset_check(cut, n, err, sizeof err) == -EINVAL, "%zu bytes", n);
+        if (n < sizeof(struct moat_ruleset_head) + sizeof(struct moat_ruleset_body))
+            ck_assert_ptr_nonnull(strstr(err, "too short"));
         if (n >= sizeof(struct moat_ruleset_head)) {
             ((struct moat_ruleset_head *)cut)->size = (uint32_t)n;
             blob_seal(cut, n);
@@ -483,6 +491,68 @@ START_TEST(keeps_the_reason_inside_its_buffer)
             ck_assert_uint_eq(strlen(err), n - 1);
     }
     free(blob);
+}
+END_TEST
+
+/* --- The index -------------------------------------------------------------------- */
+
+/* The candidates of one packet: what the classifier compares in full. */
+static unsigned candidates(const struct rule_list *l, uint32_t port, uint32_t peer)
+{
+    const uint64_t *p = l->port_bits + (size_t)port * l->words;
+    const uint64_t *q = l->peer_bits + (size_t)peer * l->words;
+    unsigned n = 0;
+
+    for (uint32_t i = 0; i < l->words; i++)
+        n += (unsigned)__builtin_popcountll(p[i] & q[i]);
+    return n;
+}
+
+/* Speed is in the lists: who is dealt elsewhere or filtered out costs nothing. */
+START_TEST(deals_and_filters_well)
+{
+    static const uint8_t own[] = {6, 17, 132, 1, 58};
+    struct blob *b = blob_create();
+    struct moat_ruleset *rs;
+    const struct rule_list *l;
+    size_t len;
+    uint8_t *blob;
+
+    for (unsigned i = 0; i < 1000; i++) {
+        struct moat_rule *r = blob_rule(b, MOAT_ALLOW, "");
+
+        r->dirs = MOAT_RULE_TO_VM;
+        r->families = i % 2 ? MOAT_RULE_IP4 : MOAT_RULE_IP6;
+        r->proto = own[i % 5];
+        r->dport_lo = r->dport_hi = (uint16_t)(i * 3);
+        r->peer_set = blob_set(b);
+        blob_set_add(b, r->peer_set, (uint16_t)(i / 10));
+    }
+    blob = blob_emit(b, &len);
+    ck_assert_int_eq(check(blob, len), 0);
+    rs = moat_ruleset_create(blob);
+    for (unsigned i = 0; i < N_FAMILY_LISTS; i++)
+        ck_assert_uint_eq(rs->lists[i].n, 0); /* from the VM */
+    for (unsigned kind = 0; kind < N_KINDS; kind++) {
+        l = &rs->lists[N_FAMILY_LISTS + kind];
+        ck_assert_uint_eq(l->n, kind == KIND_OTHER ? 0 : 100);
+        ck_assert_uint_eq(l[N_KINDS].n, l->n);
+    }
+    ck_assert_uint_eq(rs->lists[N_LISTS - 1].n, 0); /* ARP */
+    l = &rs->lists[N_FAMILY_LISTS + KIND_TCP];
+    ck_assert_uint_gt(l->n_ports, MAX_BUCKETS / 2);
+    ck_assert_uint_le(l->n_ports, MAX_BUCKETS);
+    ck_assert_uint_eq(l->n_peers, MAX_BUCKETS);
+    for (uint32_t port = 0; port < l->n_ports; port++)
+        for (uint32_t peer = 0; peer < MAX_BUCKETS; peer++)
+            ck_assert_uint_le(candidates(l, port, peer), 3);
+
+    /* Equal lists are one. */
+    for (unsigned i = 1; i <= N_KINDS; i++)
+        ck_assert_ptr_eq(rs->lists[0].rules, rs->lists[i].rules);
+    moat_ruleset_destroy(rs);
+    free(blob);
+    blob_destroy(b);
 }
 END_TEST
 
@@ -611,6 +681,7 @@ int main(void)
     tcase_add_test(t, refuses_a_longer_buffer);
     tcase_add_test(t, refuses_a_misaligned_buffer);
     tcase_add_test(t, keeps_the_reason_inside_its_buffer);
+    tcase_add_test(t, deals_and_filters_well);
     tcase_add_test(t, survives_mutants);
     suite_add_tcase(s, t);
     sr = srunner_create(s);

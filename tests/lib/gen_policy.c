@@ -39,12 +39,18 @@ static bool one_in(struct moat_gen *g, unsigned n)
 
 /* --- Addresses ------------------------------------------------------------------------ */
 
-static const char *const bases4[] = {"10.0.0.0",        "10.0.0.0",    "10.0.0.0", "10.0.1.0",
-                                     "192.168.7.0",     "0.0.0.0",     "224.0.0.0", "169.254.169.254",
-                                     "255.255.255.240", "10.0.0.240",  "127.0.0.1", "8.8.8.8"};
-static const char *const bases6[] = {"2001:db8::",  "2001:db8::", "2001:db8::",
-                                     "2001:db8:0:1::", "fe80::",  "ff02::",
-                                     "::",          "2600::",     "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0"};
+static const char *const bases4[] = {
+    "10.0.0.0",  "10.0.0.0",        "10.0.0.0",        "10.0.1.0",   "192.168.7.0", "0.0.0.0",
+    "224.0.0.0", "169.254.169.254", "255.255.255.240", "10.0.0.240", "127.0.0.1",   "8.8.8.8"};
+static const char *const bases6[] = {"2001:db8::",
+                                     "2001:db8::",
+                                     "2001:db8::",
+                                     "2001:db8:0:1::",
+                                     "fe80::",
+                                     "ff02::",
+                                     "::",
+                                     "2600::",
+                                     "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fff0"};
 #define N(A) (sizeof(A) / sizeof *(A))
 
 /* One near a place that matters. */
@@ -77,7 +83,7 @@ static void mask(struct moat_addr *a, unsigned plen)
 {
     a->plen = (uint8_t)plen;
     for (unsigned bit = plen; bit < (a->family == 6 ? 128u : 32u); bit++)
-        a->addr[bit / 8] &= (uint8_t)~(0x80 >> bit % 8);
+        a->addr[bit / 8] &= (uint8_t) ~(0x80 >> bit % 8);
 }
 
 static void remember_bounds(struct moat_gen *g, struct moat_addr lo, struct moat_addr hi)
@@ -133,8 +139,11 @@ static void gen_network(struct moat_gen *g, unsigned i)
 {
     struct moat_addr subnets[4], gateways[3], dhcp[3], metadata[3], routers[3];
     char name[16];
-    struct moat_network_spec s = {.name = name, .subnets = subnets, .gateways = gateways,
-                                  .dhcp_servers = dhcp, .metadata_servers = metadata,
+    struct moat_network_spec s = {.name = name,
+                                  .subnets = subnets,
+                                  .gateways = gateways,
+                                  .dhcp_servers = dhcp,
+                                  .metadata_servers = metadata,
                                   .routers = routers};
     snprintf(name, sizeof name, "net%u", i);
     if (!one_in(g, 6)) { /* the usual case: the same subnets in both networks */
@@ -156,8 +165,8 @@ static void gen_vm(struct moat_gen *g, unsigned i)
 {
     char uuid[40];
     struct moat_label labels[2];
-    struct moat_vm_spec s = {.uuid = uuid, .name = vm_names[below(g, N(vm_names))],
-                             .labels = labels};
+    struct moat_vm_spec s = {
+        .uuid = uuid, .name = vm_names[below(g, N(vm_names))], .labels = labels};
     vm_uuid(i, uuid);
     if (!one_in(g, 3))
         labels[s.n_labels++] = (struct moat_label){"role", roles[below(g, N(roles))]};
@@ -169,7 +178,9 @@ static void gen_vm(struct moat_gen *g, unsigned i)
 static void gen_vnic(struct moat_gen *g, unsigned i, unsigned n_vms, unsigned n_networks)
 {
     char id[16];
-    struct moat_vnic_spec s = {.id = id, .vm = below(g, n_vms), .network = below(g, n_networks),
+    struct moat_vnic_spec s = {.id = id,
+                               .vm = below(g, n_vms),
+                               .network = below(g, n_networks),
                                .mac = {0x52, 0x54, 0, 0, 0, (uint8_t)below(g, 6)},
                                .addrs = g->own[i].v};
     snprintf(id, sizeof id, "vnic%u", i);
@@ -183,8 +194,11 @@ static void gen_vnic(struct moat_gen *g, unsigned i, unsigned n_vms, unsigned n_
     }
     moat_inventory_add_vnic(g->inv, &s);
     g->own[i].n = (unsigned)s.n_addrs;
-    struct moat_addr ll = {6, 128, {0}, {0xfe, 0x80, [8] = s.mac[0] ^ 2, s.mac[1], s.mac[2], 0xff,
-                                         0xfe, s.mac[3], s.mac[4], s.mac[5]}};
+    struct moat_addr ll = {6,
+                           128,
+                           {0},
+                           {0xfe, 0x80, [8] = s.mac[0] ^ 2, s.mac[1], s.mac[2], 0xff, 0xfe,
+                            s.mac[3], s.mac[4], s.mac[5]}};
     g->own[i].v[g->own[i].n++] = ll;
     remember(g, &ll);
 }
@@ -236,7 +250,7 @@ static void put_range(struct text *t)
 
 static void put_term(struct text *t, bool vms_only)
 {
-    static const char *const builtins[] = {"any",  "any",  "vms",      "outside", "unknown",
+    static const char *const builtins[] = {"any",     "any",    "vms",  "outside",  "unknown",
                                            "gateway", "router", "dhcp", "metadata", "multicast"};
     struct moat_gen *g = t->g;
     char uuid[40];
@@ -299,8 +313,8 @@ static void put_expr(struct text *t, bool vms_only)
 
 static unsigned some_port(struct moat_gen *g)
 {
-    static const uint16_t ports[] = {0,   1,   2,   22,   53,   67,   68,    80,    81,
-                                     82,  443, 546, 547,  8000, 8099, 65533, 65534, 65535};
+    static const uint16_t ports[] = {0,  1,   2,   22,  53,   67,   68,    80,    81,
+                                     82, 443, 546, 547, 8000, 8099, 65533, 65534, 65535};
     unsigned p = ports[below(g, N(ports))];
     if (g->n_ports < MOAT_GEN_POOL - 2) {
         g->ports[g->n_ports++] = (uint16_t)p;
@@ -321,11 +335,23 @@ static void put_ports(struct text *t)
 
 static void put_item(struct text *t)
 {
-    static const char *const words[] = {
-        "icmp",  "icmp6", "icmp echo-request", "icmp6 echo-request", "icmp fragmentation-needed",
-        "icmp6 packet-too-big", "icmp 3 code 1", "icmp6 neighbor-solicitation", "icmp6 135 code 0",
-        "icmp unreachable", "arp", "protocol 47", "protocol 0", "protocol 2", "protocol 6",
-        "protocol 58", "protocol 255"};
+    static const char *const words[] = {"icmp",
+                                        "icmp6",
+                                        "icmp echo-request",
+                                        "icmp6 echo-request",
+                                        "icmp fragmentation-needed",
+                                        "icmp6 packet-too-big",
+                                        "icmp 3 code 1",
+                                        "icmp6 neighbor-solicitation",
+                                        "icmp6 135 code 0",
+                                        "icmp unreachable",
+                                        "arp",
+                                        "protocol 47",
+                                        "protocol 0",
+                                        "protocol 2",
+                                        "protocol 6",
+                                        "protocol 58",
+                                        "protocol 255"};
     struct moat_gen *g = t->g;
     static const char *const protos[] = {"tcp", "tcp", "udp", "sctp"};
     unsigned kind = below(g, 8);
@@ -357,9 +383,9 @@ static void put_items(struct text *t)
 
 static void put_rule(struct text *t, unsigned number)
 {
-    static const char *const actions[] = {"allow",      "allow log", "allow loose", "allow log loose",
-                                          "drop",       "drop log",  "reject",      "reject log",
-                                          "next-tier",  "log",       "allow",       "drop"};
+    static const char *const actions[] = {
+        "allow",      "allow log", "allow loose", "allow log loose", "drop", "drop log", "reject",
+        "reject log", "next-tier", "log",         "allow",           "drop"};
     struct moat_gen *g = t->g;
     PUT(t, "    ");
     if (one_in(g, 4))
@@ -383,7 +409,8 @@ static void gen_text(struct moat_gen *g)
 
     t.p = malloc(t.cap);
     PUT(&t, "policy \"random\" version 1\n");
-    unsigned groups = below(g, 6), services = below(g, 4), tiers = one_in(g, 12) ? 0 : 1 + below(g, 3);
+    unsigned groups = below(g, 6), services = below(g, 4),
+             tiers = one_in(g, 12) ? 0 : 1 + below(g, 3);
     for (unsigned i = 0; i < groups; i++) {
         PUT(&t, "group g%u = ", i);
         put_expr(&t, false);
@@ -471,7 +498,8 @@ static uint16_t pick_port(struct moat_gen *g)
 void moat_gen_flow(struct moat_gen *g, unsigned vnic, struct moat_flow *f)
 {
     static const uint8_t protos[] = {6, 6, 6, 17, 17, 132, 1, 58, 2, 47, 0, 255};
-    static const uint8_t types4[] = {0, 3, 3, 8, 11, 255}, types6[] = {1, 2, 128, 130, 133, 134, 135, 136, 143};
+    static const uint8_t types4[] = {0, 3, 3, 8, 11, 255},
+                         types6[] = {1, 2, 128, 130, 133, 134, 135, 136, 143};
     unsigned family = below(g, 10);
 
     *f = (struct moat_flow){.dir = (uint8_t)below(g, 2)};

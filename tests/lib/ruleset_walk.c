@@ -8,7 +8,8 @@
 
 static bool section(uint32_t off, uint64_t size, size_t len)
 {
-    return off % 8 == 0 && off >= sizeof(struct moat_ruleset_head) + sizeof(struct moat_ruleset_body) &&
+    return off % 8 == 0 &&
+           off >= sizeof(struct moat_ruleset_head) + sizeof(struct moat_ruleset_body) &&
            off <= len && size <= len - off;
 }
 

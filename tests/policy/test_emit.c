@@ -96,13 +96,15 @@ START_TEST(digests)
     free(a.p);
     struct moat_addr addr;
     moat_addr_parse("10.0.0.77", &addr);
-    moat_inventory_add_vnic(inv, &(struct moat_vnic_spec){.id = "far", .vm = WEB2, .network = 1,
-                                                          .addrs = &addr, .n_addrs = 1});
+    moat_inventory_add_vnic(
+        inv, &(struct moat_vnic_spec){
+                 .id = "far", .vm = WEB2, .network = 1, .addrs = &addr, .n_addrs = 1});
     a = compile(one, inv, WEB1, 1);
     ck_assert_mem_eq(a.head->digest, b.head->digest, 16);
     free(a.p);
-    moat_inventory_add_vnic(inv, &(struct moat_vnic_spec){.id = "near", .vm = WEB2, .network = 0,
-                                                          .addrs = &addr, .n_addrs = 1});
+    moat_inventory_add_vnic(
+        inv, &(struct moat_vnic_spec){
+                 .id = "near", .vm = WEB2, .network = 0, .addrs = &addr, .n_addrs = 1});
     a = compile(one, inv, WEB1, 1);
     ck_assert_mem_ne(a.head->digest, b.head->digest, 16);
     free(a.p);
@@ -119,8 +121,8 @@ START_TEST(too_large)
     char *text = malloc(size);
     at += (size_t)snprintf(text + at, size - at, P "tier a {\n");
     for (int i = 0; i < 8000; i++)
-        at += (size_t)snprintf(text + at, size - at, "allow from any to any service tcp %d\n",
-                               2 * i);
+        at +=
+            (size_t)snprintf(text + at, size - at, "allow from any to any service tcp %d\n", 2 * i);
     snprintf(text + at, size - at, "}\n");
     struct moat_policy *p = must_parse(text);
     struct moat_diags *ds = moat_diags_create();
@@ -164,8 +166,9 @@ START_TEST(no_blow_up)
 {
     struct moat_inventory *inv = shop();
     char text[4096];
-    size_t at = (size_t)snprintf(text, sizeof text, P "group g0 = addresses 10.0.0.11\n"
-                                                      "service s0 = tcp 80\n");
+    size_t at = (size_t)snprintf(text, sizeof text,
+                                 P "group g0 = addresses 10.0.0.11\n"
+                                   "service s0 = tcp 80\n");
     for (int i = 1; i < 16; i++)
         at += (size_t)snprintf(text + at, sizeof text - at,
                                "group g%d = g%d, g%d, g%d except gateway\n"
@@ -285,9 +288,14 @@ START_TEST(oracle)
             seen.verdicts[MOAT_REJECT], seen.by_default, seen.logged, seen.loose, seen.base,
             seen.quarantine);
     /* A generator that never meets a rule would agree, too. */
-    const unsigned long parts[] = {seen.verdicts[MOAT_DROP], seen.verdicts[MOAT_ALLOW],
-                                   seen.verdicts[MOAT_REJECT], seen.by_default, seen.logged,
-                                   seen.loose, seen.base, seen.quarantine};
+    const unsigned long parts[] = {seen.verdicts[MOAT_DROP],
+                                   seen.verdicts[MOAT_ALLOW],
+                                   seen.verdicts[MOAT_REJECT],
+                                   seen.by_default,
+                                   seen.logged,
+                                   seen.loose,
+                                   seen.base,
+                                   seen.quarantine};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         ck_assert_uint_ge(parts[i], seen.pairs / 100);
 }

@@ -11,23 +11,23 @@
 #define P "policy \"p\" version 1\n"
 
 static const char policy[] =
-    P "group web = vms labelled role=web\n"                                  /* 2 */
+    P "group web = vms labelled role=web\n" /* 2 */
       "group office = addresses 192.168.0.0/16, 2600::/16\n"
       "service http = tcp 80, tcp 8000-8099\n"
       "tier security {\n"
-      "  drop log from addresses 192.168.9.0/24 to any\n"                    /* rule 1 */
-      "  next-tier from web to vm \"db\" service tcp 5432\n"                 /* 2 */
-      "  reject from any to vm \"db\" service tcp 5432\n"                    /* 3 */
-      "  log from any to vm \"db\"\n"                                        /* 4 */
+      "  drop log from addresses 192.168.9.0/24 to any\n"    /* rule 1 */
+      "  next-tier from web to vm \"db\" service tcp 5432\n" /* 2 */
+      "  reject from any to vm \"db\" service tcp 5432\n"    /* 3 */
+      "  log from any to vm \"db\"\n"                        /* 4 */
       "}\n"
       "tier application {\n"
-      "  allow from office to web service http\n"                            /* 5 */
-      "  allow loose from web to vm \"db\"\n"                                /* 6 */
-      "  allow log from gateway to web service icmp echo-request\n"          /* 7 */
-      "  allow from web to metadata service tcp 80\n"                        /* 8 */
-      "  drop from unknown to web\n"                                         /* 9 */
-      "  reject log from outside to web service udp 53\n"                    /* 10 */
-      "  allow from any to web service sctp, protocol 47\n"                  /* 11 */
+      "  allow from office to web service http\n"                   /* 5 */
+      "  allow loose from web to vm \"db\"\n"                       /* 6 */
+      "  allow log from gateway to web service icmp echo-request\n" /* 7 */
+      "  allow from web to metadata service tcp 80\n"               /* 8 */
+      "  drop from unknown to web\n"                                /* 9 */
+      "  reject log from outside to web service udp 53\n"           /* 10 */
+      "  allow from any to web service sctp, protocol 47\n"         /* 11 */
       "}\n"
       "default drop log\n"; /* base: 12 arp 13 nd 14 rs 15 ra 16 dhcp 17 dhcp 18 pmtu 19 20 */
 
@@ -171,7 +171,8 @@ END_TEST
 START_TEST(owners)
 {
     struct moat_inventory *inv = moat_inventory_create();
-    static const char *const addrs[] = {"10.0.0.0/24", "10.0.0.128/25,10.0.0.5", "10.0.0.5", "10.1.0.0/16"};
+    static const char *const addrs[] = {"10.0.0.0/24", "10.0.0.128/25,10.0.0.5", "10.0.0.5",
+                                        "10.1.0.0/16"};
     static const char *const names[] = {"wide", "half", "twin", "me"};
     moat_inventory_add_network(inv, &(struct moat_network_spec){.name = "n"});
     for (unsigned i = 0; i < 4; i++) {
@@ -179,8 +180,9 @@ START_TEST(owners)
         struct moat_addr a[4];
         snprintf(uuid, sizeof uuid, "6c9f0c1e-0000-4000-8000-00000000000%u", i);
         moat_inventory_add_vm(inv, &(struct moat_vm_spec){.uuid = uuid, .name = names[i]});
-        moat_inventory_add_vnic(inv, &(struct moat_vnic_spec){.id = names[i], .vm = i, .addrs = a,
-                                                              .n_addrs = addr_list(addrs[i], a, 4)});
+        moat_inventory_add_vnic(
+            inv, &(struct moat_vnic_spec){
+                     .id = names[i], .vm = i, .addrs = a, .n_addrs = addr_list(addrs[i], a, 4)});
     }
     struct moat_policy *p = must_parse(P "tier a {\n"
                                          " log from vm \"twin\" to any\n"

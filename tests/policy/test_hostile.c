@@ -98,7 +98,7 @@ START_TEST(damaged_texts)
     unsigned long parsed = 0;
     glob_t g;
     ck_assert_int_eq(glob(MOAT_CASES_DIR "/*.moat", 0, NULL, &g), 0);
-    char (*texts)[MAX_TEXT] = malloc(g.gl_pathc * sizeof *texts);
+    char(*texts)[MAX_TEXT] = malloc(g.gl_pathc * sizeof *texts);
     size_t *len = malloc(g.gl_pathc * sizeof *len);
     char *buf = malloc(MAX_TEXT);
     for (size_t i = 0; i < g.gl_pathc; i++)

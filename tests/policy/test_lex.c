@@ -5,10 +5,10 @@
 #include "policy/text.h"
 
 /* Kinds as letters: Word String Newline Comment { } , = ; Bad. */
-static const char letters[] = {[LEX_NEWLINE] = 'N', [LEX_COMMENT] = 'C', [LEX_WORD] = 'W',
-                               [LEX_STRING] = 'S',  [LEX_LBRACE] = '{',  [LEX_RBRACE] = '}',
-                               [LEX_COMMA] = ',',   [LEX_EQUALS] = '=',  [LEX_SEMICOLON] = ';',
-                               [LEX_BAD] = 'B'};
+static const char letters[] = {
+    [LEX_NEWLINE] = 'N',   [LEX_COMMENT] = 'C', [LEX_WORD] = 'W',  [LEX_STRING] = 'S',
+    [LEX_LBRACE] = '{',    [LEX_RBRACE] = '}',  [LEX_COMMA] = ',', [LEX_EQUALS] = '=',
+    [LEX_SEMICOLON] = ';', [LEX_BAD] = 'B'};
 
 static const struct {
     const char *text, *kinds, *last; /* text of the last token */
@@ -77,15 +77,15 @@ static const struct {
     {"\xe2\x82\xac", 3},
     {"\xf0\x9f\x98\x80", 4},
     {"a\xff", 1},
-    {"a\xc3", 1},           /* cut */
-    {"a\xc0\xaf", 1},       /* overlong */
-    {"a\xed\xa0\x80", 1},   /* surrogate */
+    {"a\xc3", 1},             /* cut */
+    {"a\xc0\xaf", 1},         /* overlong */
+    {"a\xed\xa0\x80", 1},     /* surrogate */
     {"a\xf4\x90\x80\x80", 1}, /* above U+10FFFF */
     {"a\x01", 1},
     {"a\x7f", 1},
-    {"a\xc2\x85", 1},       /* C1 */
-    {"a\xe2\x80\xae", 1},   /* right-to-left override */
-    {"a\xe2\x81\xa6", 1},   /* isolate */
+    {"a\xc2\x85", 1},     /* C1 */
+    {"a\xe2\x80\xae", 1}, /* right-to-left override */
+    {"a\xe2\x81\xa6", 1}, /* isolate */
 };
 
 START_TEST(clean_text)

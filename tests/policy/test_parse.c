@@ -239,10 +239,11 @@ END_TEST
 
 START_TEST(rule_texts)
 {
-    struct moat_policy *p = must_parse(P "tier a {\n"
-                                         "  rule \"x\"   allow log from any to vms service tcp 80,udp\n"
-                                         "}\n"
-                                         "default reject log\n");
+    struct moat_policy *p =
+        must_parse(P "tier a {\n"
+                     "  rule \"x\"   allow log from any to vms service tcp 80,udp\n"
+                     "}\n"
+                     "default reject log\n");
     char buf[200];
     unsigned line;
     ck_assert_int_gt(moat_policy_rule_text(p, 1, buf, sizeof buf, &line), 0);

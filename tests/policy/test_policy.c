@@ -52,21 +52,22 @@ struct moat_inventory *shop(void)
     };
     struct moat_inventory *inv = moat_inventory_create();
     struct moat_addr a[5][4];
-    ck_assert_int_eq(moat_inventory_add_network(
-                         inv, &(struct moat_network_spec){
-                                  .name = "blue",
-                                  .subnets = a[0],
-                                  .n_subnets = addr_list("10.0.0.0/24,2001:db8::/64", a[0], 4),
-                                  .gateways = a[1],
-                                  .n_gateways = addr_list("10.0.0.1", a[1], 4),
-                                  .dhcp_servers = a[2],
-                                  .n_dhcp_servers = addr_list("10.0.0.2", a[2], 4),
-                                  .metadata_servers = a[3],
-                                  .n_metadata_servers = addr_list("169.254.169.254", a[3], 4),
-                                  .routers = a[4],
-                                  .n_routers = addr_list("fe80::1", a[4], 4),
-                              }),
-                     0);
+    ck_assert_int_eq(
+        moat_inventory_add_network(inv,
+                                   &(struct moat_network_spec){
+                                       .name = "blue",
+                                       .subnets = a[0],
+                                       .n_subnets = addr_list("10.0.0.0/24,2001:db8::/64", a[0], 4),
+                                       .gateways = a[1],
+                                       .n_gateways = addr_list("10.0.0.1", a[1], 4),
+                                       .dhcp_servers = a[2],
+                                       .n_dhcp_servers = addr_list("10.0.0.2", a[2], 4),
+                                       .metadata_servers = a[3],
+                                       .n_metadata_servers = addr_list("169.254.169.254", a[3], 4),
+                                       .routers = a[4],
+                                       .n_routers = addr_list("fe80::1", a[4], 4),
+                                   }),
+        0);
     ck_assert_int_eq(moat_inventory_add_network(inv, &(struct moat_network_spec){.name = "red"}),
                      1);
     for (unsigned i = 0; i < 5; i++) {
@@ -75,19 +76,20 @@ struct moat_inventory *shop(void)
                                        {vms[i].label[2], vms[i].label[3]}};
         snprintf(uuid, sizeof uuid, "6c9f0c1e-0000-4000-8000-00000000000%u", i);
         ck_assert_int_eq(
-            moat_inventory_add_vm(inv, &(struct moat_vm_spec){uuid, vms[i].name, labels,
-                                                              vms[i].label[0] ? 2 : 0}),
+            moat_inventory_add_vm(
+                inv, &(struct moat_vm_spec){uuid, vms[i].name, labels, vms[i].label[0] ? 2 : 0}),
             (int)i);
         ck_assert_int_eq(
             moat_inventory_add_vnic(
-                inv, &(struct moat_vnic_spec){
-                         .id = vms[i].name,
-                         .vm = i,
-                         .network = (unsigned)moat_inventory_find_network(inv, vms[i].network),
-                         .mac = {0x52, 0x54, 0, 0, 0, (uint8_t)(i + 1)},
-                         .addrs = a[0],
-                         .n_addrs = addr_list(vms[i].addrs, a[0], 4),
-                     }),
+                inv,
+                &(struct moat_vnic_spec){
+                    .id = vms[i].name,
+                    .vm = i,
+                    .network = (unsigned)moat_inventory_find_network(inv, vms[i].network),
+                    .mac = {0x52, 0x54, 0, 0, 0, (uint8_t)(i + 1)},
+                    .addrs = a[0],
+                    .n_addrs = addr_list(vms[i].addrs, a[0], 4),
+                }),
             (int)i);
     }
     return inv;

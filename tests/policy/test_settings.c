@@ -24,19 +24,21 @@ static const struct {
     {"settings for any { hold 800ms }", 0, 0, 0, 0, 0, 1, 120, 800, 0},
     {"settings for any { hold 2s; max-sessions 5 }", 0, 0, 0, 0, 0, 1, 120, 2000, 5},
     /* Field by field, later blocks win. */
-    {"settings for any { tcp loose; hold 5ms }\nsettings for vm \"web1\" { tcp strict }", 0, 0, 0, 0,
-     0, 1, 120, 5, 0},
+    {"settings for any { tcp loose; hold 5ms }\nsettings for vm \"web1\" { tcp strict }", 0, 0, 0,
+     0, 0, 1, 120, 5, 0},
     {"settings for vm \"web1\" { tcp strict }\nsettings for any { tcp loose }", 0, 0, 0, 1, 0, 1,
      120, 1000, 0},
     {"settings for any { on-missing-state pickup 9s }\nsettings for any { on-missing-state block }",
      0, 0, 0, 0, 0, 1, 9, 1000, 0},
     /* Who is meant. */
     {"settings for vm \"db\" { tcp loose }", 0, 0, 0, 0, 0, 1, 120, 1000, 0},
-    {"settings for vms labelled role=web and env=prod { tcp loose }", 0, 0, 0, 1, 0, 1, 120, 1000, 0},
-    {"settings for vms labelled role=web and env=test { tcp loose }", 0, 0, 0, 0, 0, 1, 120, 1000, 0},
+    {"settings for vms labelled role=web and env=prod { tcp loose }", 0, 0, 0, 1, 0, 1, 120, 1000,
+     0},
+    {"settings for vms labelled role=web and env=test { tcp loose }", 0, 0, 0, 0, 0, 1, 120, 1000,
+     0},
     {"settings for vms except vm \"web1\" { tcp loose }", 0, 0, 0, 0, 0, 1, 120, 1000, 0},
-    {"group g = vm uuid 6C9F0C1E-0000-4000-8000-000000000000\nsettings for g { tcp loose }", 0, 0, 0,
-     1, 0, 1, 120, 1000, 0},
+    {"group g = vm uuid 6C9F0C1E-0000-4000-8000-000000000000\nsettings for g { tcp loose }", 0, 0,
+     0, 1, 0, 1, 120, 1000, 0},
 };
 
 START_TEST(settings)
