@@ -16,6 +16,18 @@ enum { ND_OPT_SOURCE = 1, ND_OPT_TARGET = 2 };
 
 static const uint8_t zeros[16];
 
+static inline bool mac_equal(const uint8_t *a, const uint8_t *b)
+{
+    uint32_t a4, b4;
+    uint16_t a2, b2;
+
+    memcpy(&a4, a, 4);
+    memcpy(&b4, b, 4);
+    memcpy(&a2, a + 4, 2);
+    memcpy(&b2, b + 4, 2);
+    return a4 == b4 && a2 == b2;
+}
+
 static bool prefix_match(const uint8_t *a, const uint8_t *b, unsigned bits)
 {
     unsigned bytes = bits / 8, rest = bits % 8;
@@ -79,6 +91,13 @@ static enum moat_reason check_nd(const struct moat_view *v, const struct moat_pk
 
 static enum moat_reason check_ip4(const struct moat_view *v, const struct moat_pkt *p)
 {
+    uint32_t src, own;
+
+    /* Nearly all VMs have one address, and it comes first. */
+    memcpy(&src, p->src, 4);
+    memcpy(&own, v->addrs[0].addr, 4);
+    if (__builtin_expect(src == own && v->addrs[0].family == MOAT_FAM_IP4, 1))
+        return MOAT_R_NONE;
     if (owns(v, MOAT_FAM_IP4, p->src))
         return MOAT_R_NONE;
     if (!memcmp(p->src, zeros, 4) && p->kind == MOAT_PKT_UDP && p->sport == 68 && p->dport == 67)
@@ -106,7 +125,7 @@ enum moat_reason moat_guard_from_vm(const struct moat_view *v, const struct moat
 {
     if (v->settings.spoof != MOAT_SPOOF_STRICT)
         return MOAT_R_NONE;
-    if (memcmp(p->data + 6, v->mac, 6))
+    if (!mac_equal(p->data + 6, v->mac))
         return MOAT_R_SPOOF_MAC;
     switch (p->family) {
     case MOAT_FAM_IP4:

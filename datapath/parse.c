@@ -369,7 +369,7 @@ static void end_of_headers(struct moat_pkt *p, const struct walk *w)
 
 static NOINLINE void parse_extensions(struct moat_pkt *p, struct walk *w)
 {
-    for (unsigned n = 0; n < MAX_EXTENSIONS; n++) {
+    for (unsigned n = 0; n <= MAX_EXTENSIONS; n++) {
         switch (w->next) {
         case P_HOPOPTS:
             if (n) {
@@ -382,7 +382,7 @@ static NOINLINE void parse_extensions(struct moat_pkt *p, struct walk *w)
         case P_AH:
         case P_MOBILITY:
             if (!skip_extension(p, w)) {
-                if (p->frag == 1)
+                if (p->frag == 1 && p->reason == MOAT_R_IP_MALFORMED)
                     p->reason = MOAT_R_FRAG_TINY;
                 return;
             }
@@ -561,17 +561,28 @@ static bool quoted_ip6(struct moat_pkt *q, uint32_t off)
     next = ip[6];
     off += 40;
     for (unsigned n = 0; n < MAX_EXTENSIONS; n++) {
-        bool fragment = next == P_FRAGMENT;
+        bool fragment = next == P_FRAGMENT, ah = next == P_AH;
 
-        if (!fragment && next != P_HOPOPTS && next != P_ROUTING && next != P_DSTOPTS)
+        if (!fragment && !ah && next != P_HOPOPTS && next != P_ROUTING && next != P_DSTOPTS &&
+            next != P_MOBILITY)
             break;
         if (off + 8 > q->len || (fragment && be16(q->data + off + 2) >> 3))
             return false;
         next = q->data[off];
-        off += fragment ? 8 : 8 + (uint32_t)q->data[off + 1] * 8;
+        off += fragment ? 8 : 8 + (uint32_t)q->data[off + 1] * (ah ? 4 : 8);
     }
     q->proto = next;
     return quoted_l4(q, off);
+}
+
+/* Contiguous bytes of the IP packet: what is behind it is padding. */
+static uint32_t end_of_ip(const struct moat_pkt *p)
+{
+    const uint8_t *ip = p->data + p->l3_off;
+    uint32_t end = p->family == MOAT_FAM_IP4 ? p->l3_off + (uint32_t)be16(ip + 2)
+                                             : p->l3_off + 40 + (uint32_t)be16(ip + 4);
+
+    return end < p->len ? end : p->len;
 }
 
 bool moat_parse_quoted(const struct moat_pkt *p, struct moat_pkt *q)
@@ -580,10 +591,10 @@ bool moat_parse_quoted(const struct moat_pkt *p, struct moat_pkt *q)
     bool ok;
 
     q->data = p->data;
-    q->len = p->len;
+    q->len = p->kind == MOAT_PKT_ICMP_ERROR ? end_of_ip(p) : 0;
     q->total = p->total;
     reset(q);
-    if (p->kind != MOAT_PKT_ICMP_ERROR || off > p->len)
+    if (off > q->len)
         return false;
     q->vlan = p->vlan;
     ok = p->family == MOAT_FAM_IP4 ? quoted_ip4(q, off) : quoted_ip6(q, off);

@@ -29,6 +29,7 @@
 
 #define MOAT_BUCKET_WAYS 8
 #define MOAT_NO_SESSION UINT32_MAX
+#define MOAT_SHORTEST_TIMER 10 /* seconds; none of MOAT_TIMERS is below */
 
 struct moat_mapping;
 struct moat_thread;
@@ -118,7 +119,16 @@ struct moat_qsbr;
 void moat_session_reclaim(struct moat_session_table *, struct moat_qsbr *);
 
 /* True if it has been idle for longer than its state allows. */
-bool moat_session_expired(const struct moat_session *, uint32_t now_s);
+bool moat_session_idle_too_long(const struct moat_session *, uint32_t idle_s);
+
+static inline bool moat_session_expired(const struct moat_session *s, uint32_t now_s)
+{
+    uint32_t idle_s = now_s - __atomic_load_n(&s->seen, __ATOMIC_RELAXED);
+
+    /* No timer is shorter: the busy ones are not asked for their state. */
+    return __builtin_expect(idle_s > MOAT_SHORTEST_TIMER, 0) &&
+           moat_session_idle_too_long(s, idle_s);
+}
 
 /* At start: rebuilds buckets and free list from the entries.  keep() says whether an
  * entry's slot still knows it.  Returns how many live ones there are. */

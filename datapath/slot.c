@@ -644,6 +644,7 @@ bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info
 {
     const struct moat_slot_rec *r;
     const struct moat_slot *s;
+    bool used;
 
     memset(out, 0, sizeof *out);
     if (index >= e->conf.n_slots)
@@ -651,7 +652,8 @@ bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info
     pthread_mutex_lock(&e->lock);
     r = &e->map->slots[index];
     s = &e->slots[index];
-    if (r->used) {
+    used = r->used;
+    if (used) {
         out->conf = *conf_of(r);
         out->conf.epoch = r->epoch;
         out->state = s->view->state;
@@ -675,7 +677,7 @@ bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info
         }
     }
     pthread_mutex_unlock(&e->lock);
-    return r->used;
+    return used;
 }
 
 void *moat_slot_ruleset(struct moat_engine *e, const char *vnic, size_t *len)

@@ -28,7 +28,7 @@ void mig_init(struct mig *m)
 const char *mig_state_name(enum mig_state s)
 {
     static const char *const names[] = {"idle",    "holding", "feeding", "frozen",
-                                        "gone",    "taking-back", "stuck", "waiting",
+                                        "gone",    "taking-back", "waiting",
                                         "asked",   "filling", "committed"};
     _Static_assert(sizeof names / sizeof *names == MIG_N_STATES, "a name for each state");
 
@@ -116,10 +116,12 @@ static bool shut_here(const struct mig *m)
            m->f.slot_state == MOAT_SLOT_DEPARTED;
 }
 
-/* The database has given the vNIC to another host since we last had it. */
+/* The database has given the vNIC to another host since we last had it.  The same
+ * epoch on two hosts means that one opened while it could reach nobody: the
+ * database has the last word then, too. */
 static bool lost_it(const struct mig *m)
 {
-    return m->f.holder == MIG_DB_OTHER && m->f.db_epoch > m->epoch;
+    return m->f.holder == MIG_DB_OTHER && m->f.db_epoch >= m->epoch;
 }
 
 /* --- changes of state that several paths share ----------------------------------- */
@@ -213,6 +215,17 @@ static void derive(struct mig *m, long long now)
     if (f->holder == MIG_DB_OTHER)
         set_peer(m, f->db_host);
     switch (f->slot_state) {
+    case MOAT_SLOT_BLOCKED:
+        /* Plugged again, shut while arriving, or stopped by hand at the source. */
+        if (f->holder == MIG_DB_UNKNOWN && !f->db_given_up)
+            return;
+        if (f->holder == MIG_DB_SELF || f->db_epoch < f->slot_epoch) {
+            enter(m, MIG_HOLDING, now);
+            m->wary = true;
+        } else {
+            wait_for(m, now, now);
+        }
+        break;
     case MOAT_SLOT_ARRIVING:
         if (f->ready)
             enter(m, MIG_COMMITTED, now);
@@ -344,9 +357,11 @@ static void settle_holding(struct mig *m, long long now, struct mig_out *out)
         return;
     }
     if (f->slot_state == MOAT_SLOT_BLOCKED && f->port) {
-        claim(m, MOAT_SLOT_ACTIVE, out); /* plugged again */
+        if (!m->wary || f->running)
+            claim(m, MOAT_SLOT_ACTIVE, out); /* plugged again */
         return;
     }
+    m->wary = false;
     if (f->slot_state != MOAT_SLOT_ACTIVE && f->slot_state != MOAT_SLOT_ENROLLING &&
         f->slot_state != MOAT_SLOT_BLOCKED)
         set_state(out, MOAT_SLOT_ACTIVE, m->epoch);
@@ -437,6 +452,28 @@ static void settle_frozen(struct mig *m, long long now, struct mig_out *out)
     }
 }
 
+/* What went away comes (back) as any vNIC comes that another host holds. */
+static void arrive(struct mig *m, long long now, struct mig_out *out)
+{
+    disconnect(m, out);
+    act(out, MIG_DO_FLUSH);
+    claim(m, MOAT_SLOT_ARRIVING, out);
+    set_state(out, MOAT_SLOT_ARRIVING, 0);
+    m->denied = m->expired = m->shut = m->done = false;
+    wait_for(m, now, now);
+}
+
+/* It resumed here after the other host had opened: who runs it now is for the other
+ * one to say; it refuses if the VM runs there. */
+static void come_late(struct mig *m, long long now, struct mig_out *out)
+{
+    say(out, MIG_DO_ALARM, "the VM resumed here after the other host had opened");
+    if (m->epoch < m->offer)
+        m->epoch = m->offer;
+    set_state(out, MOAT_SLOT_BLOCKED, m->epoch);
+    arrive(m, now, out);
+}
+
 static void settle_gone(struct mig *m, long long now, struct mig_out *out)
 {
     const struct mig_facts *f = &m->f;
@@ -457,25 +494,13 @@ static void settle_gone(struct mig *m, long long now, struct mig_out *out)
             release(m, now, out);
         return;
     }
-    if (m->fresh && f->connected) {
-        disconnect(m, out);
-        act(out, MIG_DO_FLUSH);
-        claim(m, MOAT_SLOT_ARRIVING, out);
-        set_state(out, MOAT_SLOT_ARRIVING, 0);
-        m->denied = m->expired = false;
-        wait_for(m, now, now);
+    if ((m->fresh && f->connected) ||
+        (f->running && f->holder == MIG_DB_OTHER && f->db_epoch >= m->epoch)) {
+        arrive(m, now, out);
     } else if (f->running) {
         m->offer = m->epoch;
         take_back(m, now, out);
     }
-}
-
-static void stuck(struct mig *m, long long now, struct mig_out *out)
-{
-    say(out, MIG_DO_ALARM,
-        "the VM resumed here after the other host had opened: it stays blocked");
-    set_state(out, MOAT_SLOT_DEPARTED, 0);
-    enter(m, MIG_STUCK, now);
 }
 
 static void settle_taking_back(struct mig *m, long long now, struct mig_out *out)
@@ -488,7 +513,9 @@ static void settle_taking_back(struct mig *m, long long now, struct mig_out *out
         return;
     }
     if (f->holder == MIG_DB_OTHER && f->db_epoch >= m->offer) {
-        stuck(m, now, out);
+        m->epoch = f->db_epoch;
+        set_peer(m, f->db_host);
+        come_late(m, now, out);
         return;
     }
     if (!f->running) {
@@ -504,15 +531,6 @@ static void settle_taking_back(struct mig *m, long long now, struct mig_out *out
         m->told = true;
         if (f->db_up)
             write_holder(m, out, target);
-    }
-}
-
-static void settle_stuck(struct mig *m, long long now)
-{
-    if (!m->f.running) {
-        if (m->f.holder == MIG_DB_OTHER && m->f.db_epoch > m->epoch)
-            m->epoch = m->f.db_epoch;
-        enter(m, MIG_GONE, now);
     }
 }
 
@@ -715,9 +733,6 @@ static void settle(struct mig *m, long long now, struct mig_out *out)
     case MIG_TAKING_BACK:
         settle_taking_back(m, now, out);
         break;
-    case MIG_STUCK:
-        settle_stuck(m, now);
-        break;
     case MIG_WAITING:
     case MIG_ASKED:
     case MIG_FILLING:
@@ -872,7 +887,7 @@ static void source_frame(struct mig *m, const struct mig_event *ev, long long no
         break;
     case MIG_EV_OPENED:
         if (m->state == MIG_TAKING_BACK && ev->epoch == m->offer)
-            stuck(m, now, out);
+            come_late(m, now, out);
         break;
     case MIG_EV_TAKEN_BACK:
         if (m->state != MIG_TAKING_BACK && m->state != MIG_GONE && m->state != MIG_FROZEN)
@@ -882,7 +897,7 @@ static void source_frame(struct mig *m, const struct mig_event *ev, long long no
         if (ev->ok)
             come_back(m, ev->epoch + 1, now, out);
         else if (m->state == MIG_TAKING_BACK)
-            stuck(m, now, out);
+            come_late(m, now, out);
         break;
     default:
         break;

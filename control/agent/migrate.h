@@ -24,15 +24,18 @@
  *     |     +---------+   |               |     +---------+               |
  *     |        | the rings stop           |         | FINAL, or the hold  |
  *     |        v          |               |         v ran out     TAKE_BACK
- *     |     +---------+   |          opened     +-----------+             |
+ *     |     +---------+   |               |     +-----------+             |
  *     |     | FROZEN  |   |               +-----| COMMITTED |-------------+
- *     |     +---------+   |                     +-----------+
+ *     |     +---------+   |        opened       +-----------+
  *     |        | ACK      |
  *     |        v          |
- *     |     +---------+   |  rings restart  +-------------+  too late  +-------+
- *     +-----|  GONE   |---)---------------->| TAKING_BACK |----------->| STUCK |
- *  port gone+---------+   |                 +-------------+            +-------+
- *                         +------------------------+
+ *     |     +---------+   |  rings restart   +-------------+  the other has opened
+ *     +-----|  GONE   |---)----------------->| TAKING_BACK |----------> WAITING
+ *  port gone+---------+   |                  +-------------+
+ *              |          +-------------------------+ given back
+ *              | a new QEMU connects
+ *              v
+ *           WAITING
  *
  * Facts are levels (what OVSDB, the database and the engine say now); the machine
  * compares them with its state each time, so that a lost event, a restart of the
@@ -59,7 +62,6 @@ enum mig_state {
     MIG_FROZEN,
     MIG_GONE,
     MIG_TAKING_BACK,
-    MIG_STUCK,
     MIG_WAITING,
     MIG_ASKED,
     MIG_FILLING,
@@ -188,6 +190,7 @@ struct mig {
     uint64_t offer; /* the epoch that goes with the hand-over under way */
     char peer[MOAT_ID_MAX];
     bool link;
+    bool wary;           /* found blocked: not ours to open before the VM runs here */
     bool orphan;         /* claimed without the database's word */
     bool fresh;          /* a QEMU has connected since GONE */
     bool offered;        /* FENCED was sent */

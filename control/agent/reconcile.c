@@ -11,8 +11,7 @@
 bool reconcile_applies(enum mig_state s)
 {
     /* What leaves keeps what it was judged by. */
-    return s != MIG_IDLE && s != MIG_FROZEN && s != MIG_GONE && s != MIG_TAKING_BACK &&
-           s != MIG_STUCK;
+    return s != MIG_IDLE && s != MIG_FROZEN && s != MIG_GONE && s != MIG_TAKING_BACK;
 }
 
 static bool same_conf(const struct moat_slot_conf *a, const struct moat_slot_conf *b)
@@ -37,7 +36,6 @@ static bool state_fits(enum mig_state m, uint8_t s)
         return s == MOAT_SLOT_ACTIVE || s == MOAT_SLOT_ENROLLING || s == MOAT_SLOT_FROZEN ||
                s == MOAT_SLOT_BLOCKED;
     case MIG_GONE:
-    case MIG_STUCK:
         return s == MOAT_SLOT_DEPARTED || s == MOAT_SLOT_BLOCKED;
     case MIG_FROZEN:
     case MIG_TAKING_BACK:

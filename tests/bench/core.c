@@ -56,7 +56,7 @@ static void start(struct bench *b, uint32_t n_sessions)
 {
     static const char policy[] = "policy \"bench\" version 1\n"
                                  "tier bench {\n"
-                                 "    allow from vm a to vm b service udp 1000-2000, tcp 1000-2000\n"
+                                 "    allow from vm \"a\" to vm \"b\" service udp 1000-2000, tcp 1000-2000\n"
                                  "}\n";
     struct moat_engine_conf conf = {
         .mapping = getenv("MOAT_BENCH_MAPPING"), .n_slots = 4, .n_sessions = n_sessions};
@@ -223,7 +223,7 @@ static void classify(unsigned n_rules)
     at = (size_t)snprintf(policy, size, "policy \"bench\" version 1\ntier bench {\n");
     for (unsigned r = 0; r < n_rules; r++)
         at += (size_t)snprintf(policy + at, size - at,
-                               "    allow from 10.1.%u.%u to vm b service %s %u\n", r >> 8,
+                               "    allow from addresses 10.1.%u.%u to vm \"b\" service %s %u\n", r >> 8,
                                r & 255, r & 1 ? "tcp" : "udp", 1000 + r % 500);
     snprintf(policy + at, size - at, "}\n");
     blob = rules_of(1, policy, &len);
