@@ -106,5 +106,7 @@ verdict() {
     fi
     printf '\n%s%d of %d claims do not hold:%s\n' "$red" "${#broken[@]}" "$claims" "$plain"
     for text in "${broken[@]}"; do printf '  ✗ %s\n' "$text"; done
+    # Silences are measured in real time: a machine that is busy with other things adds to them.
+    printf 'Load of this machine: %s, on %d processors.\n' "$(cut -d' ' -f1-3 /proc/loadavg)" "$(nproc)"
     return 1
 }

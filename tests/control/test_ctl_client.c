@@ -1,1 +1,316 @@
-int main(void){return 0;}
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* The client against fake_engine, and against a server that answers nonsense. */
+
+#include <check.h>
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "ctl_client.h"
+#include "moat/ruleset.h"
+
+static const char *fake;
+static char dir[64], ctl_path[96], cmd_path[96];
+static pid_t pid;
+
+static void wait_for_socket(const char *path)
+{
+    for (int i = 0; i < 200 && access(path, F_OK); i++)
+        usleep(10000);
+    usleep(20000);
+}
+
+static void setup(void)
+{
+    strcpy(dir, "/tmp/moat-ctl.XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(ctl_path, sizeof ctl_path, "%s/ctl", dir);
+    snprintf(cmd_path, sizeof cmd_path, "%s/cmd", dir);
+    pid = fork();
+    if (!pid) {
+        execl(fake, fake, ctl_path, cmd_path, (char *)NULL);
+        _exit(127);
+    }
+    wait_for_socket(cmd_path);
+}
+
+static void teardown(void)
+{
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    unlink(ctl_path);
+    unlink(cmd_path);
+    rmdir(dir);
+}
+
+static void say(const char *words)
+{
+    char command[300];
+
+    snprintf(command, sizeof command, "%s -c %s %s", fake, cmd_path, words);
+    ck_assert_int_eq(system(command), 0);
+}
+
+static struct moat_ctl *open_it(void)
+{
+    char why[200] = "";
+    struct moat_ctl *c;
+
+    ck_assert_msg(!moat_ctl_open(ctl_path, 1000, &c, why, sizeof why), "%s", why);
+    return c;
+}
+
+static void claim(struct moat_ctl *c, const char *vnic, uint8_t state)
+{
+    struct moat_slot_conf conf = {.state = state, .epoch = 1};
+
+    strcpy(conf.vnic, vnic);
+    snprintf(conf.path, sizeof conf.path, "/p/%s", vnic);
+    moat_settings_init(&conf.settings);
+    ck_assert_int_eq(moat_ctl_claim(c, &conf), 0);
+}
+
+START_TEST(hello)
+{
+    struct moat_ctl *c = open_it();
+
+    ck_assert_str_eq(moat_ctl_hello(c)->engine, "fake");
+    ck_assert_int_eq(moat_ctl_hello_again(c), 0);
+    moat_ctl_close(c);
+    moat_ctl_close(NULL);
+    char why[200] = "";
+    ck_assert_int_eq(moat_ctl_open("/nowhere/ctl", 100, &c, why, sizeof why), -ENOENT);
+    ck_assert_ptr_null(c);
+    ck_assert(why[0]);
+}
+END_TEST
+
+START_TEST(slots_and_refusals)
+{
+    struct moat_ctl *c = open_it();
+    struct moat_slot_info *slots;
+    char name[80];
+    size_t n;
+
+    ck_assert_int_eq(moat_ctl_slots(c, &slots, &n), 0);
+    ck_assert_uint_eq(n, 0);
+    for (int i = 0; i < 20; i++) { /* more than one page */
+        snprintf(name, sizeof name, "v%d", i);
+        claim(c, name, MOAT_SLOT_BLOCKED);
+    }
+    ck_assert_int_eq(moat_ctl_slots(c, &slots, &n), 0);
+    ck_assert_uint_eq(n, 20);
+    ck_assert_str_eq(slots[19].conf.vnic, "v19");
+    free(slots);
+    ck_assert_int_eq(moat_ctl_release(c, "nobody"), -ENOENT);
+    ck_assert_ptr_nonnull(strstr(moat_ctl_error(c), "no such vNIC"));
+    ck_assert(!moat_ctl_is_dead(c)); /* a refusal is an answer */
+    memset(name, 'x', 70);
+    name[70] = 0;
+    ck_assert_int_eq(moat_ctl_release(c, name), -ENAMETOOLONG);
+    ck_assert_int_eq(moat_ctl_release(c, "v3"), 0);
+    uint64_t counters[MOAT_N_COUNTERS];
+    ck_assert_int_eq(moat_ctl_counters(c, "v4", counters), 0);
+    moat_ctl_close(c);
+}
+END_TEST
+
+START_TEST(rulesets)
+{
+    struct moat_ctl *c = open_it();
+    struct moat_ruleset_head *h = calloc(1, 5000);
+    void *back;
+    size_t len;
+
+    claim(c, "v", MOAT_SLOT_BLOCKED);
+    ck_assert_int_eq(moat_ctl_ruleset_get(c, "v", &back, &len), -ENOENT);
+    h->generation = 7;
+    ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, 5000), 0);
+    ck_assert_int_eq(moat_ctl_ruleset_get(c, "v", &back, &len), 0);
+    ck_assert_uint_eq(len, 5000);
+    ck_assert_mem_eq(back, h, 5000);
+    free(back);
+    ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, MOAT_RULESET_MAX_SIZE + 1), -EMSGSIZE);
+    ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, 10), -EINVAL); /* refused by the engine */
+    free(h);
+    moat_ctl_close(c);
+}
+END_TEST
+
+START_TEST(sessions)
+{
+    struct moat_ctl *c = open_it();
+    struct moat_ctl_import_reply sum;
+    struct moat_ctl_page page;
+    struct moat_ses_rec rec;
+    uint8_t *all = malloc(2000 * MOAT_SES_FRAME_MAX);
+    size_t len = 0;
+    uint32_t n = 0;
+    int rc;
+
+    claim(c, "a", MOAT_SLOT_ACTIVE);
+    claim(c, "b", MOAT_SLOT_ARRIVING);
+    say("sessions a 1500");
+    moat_ctl_page_init(&page, "a", 0);
+    while ((rc = moat_ctl_sessions(c, &page)) > 0) {
+        const uint8_t *p = page.frames;
+        size_t left = page.left;
+        memcpy(all + len, p, left);
+        len += left;
+        while (moat_ctl_frame_next(&p, &left, &rec)) {
+            ck_assert_uint_eq(rec.lport, 5432);
+            n++;
+        }
+        ck_assert_uint_eq(left, 0);
+    }
+    ck_assert_int_eq(rc, 0);
+    ck_assert_uint_eq(n, 1500);
+    ck_assert_int_eq(moat_ctl_import(c, "b", true, all, len, &sum), 0); /* several requests */
+    ck_assert_uint_eq(sum.accepted, 1500);
+    ck_assert_int_eq(moat_ctl_import(c, "a", true, all, len, &sum), -EINVAL); /* not arriving */
+    ck_assert_int_eq(moat_ctl_import(c, "b", true, all, 50, &sum), -EBADMSG);
+    page = (struct moat_ctl_page){0};
+    moat_ctl_page_init(&page, "nobody", 0);
+    ck_assert_int_eq(moat_ctl_sessions(c, &page), -ENOENT);
+    free(all);
+    moat_ctl_close(c);
+}
+END_TEST
+
+START_TEST(events)
+{
+    struct moat_ctl *sub = open_it();
+    struct moat_event ev;
+
+    ck_assert_int_eq(moat_ctl_subscribe(sub), 0);
+    ck_assert_int_eq(moat_ctl_next_event(sub, &ev), 0);
+    say("port /p/x");
+    struct pollfd p = {.fd = moat_ctl_fd(sub), .events = POLLIN};
+    ck_assert_int_eq(poll(&p, 1, 2000), 1);
+    ck_assert_int_eq(moat_ctl_next_event(sub, &ev), 1);
+    ck_assert_uint_eq(ev.type, MOAT_EV_PORT);
+    ck_assert_str_eq(ev.path, "/p/x");
+    ck_assert_int_eq(moat_ctl_release(sub, "v"), -EBUSY); /* for events only */
+    kill(pid, SIGKILL);
+    ck_assert_int_eq(poll(&p, 1, 2000), 1);
+    ck_assert_int_lt(moat_ctl_next_event(sub, &ev), 0);
+    ck_assert(moat_ctl_is_dead(sub));
+    moat_ctl_close(sub);
+}
+END_TEST
+
+/* --- a server that lies ----------------------------------------------------------- */
+
+enum lie { SILENCE, SHORT, LONG, BAD_LEN, BAD_XID, BAD_TYPE, BAD_VERSION, HANG_UP, BAD_COUNT,
+           NO_PROGRESS, N_LIES };
+
+static void liar(int fd, enum lie lie)
+{
+    static uint8_t buf[MOAT_CTL_MAX];
+    struct moat_ctl_head *h = (void *)buf;
+    struct moat_ctl_list_reply *lr = (void *)(h + 1);
+    struct moat_ctl_hello *hello = (void *)(h + 1);
+    size_t n;
+
+    while (recv(fd, buf, sizeof buf, 0) > 0) {
+        h->len = sizeof *hello;
+        n = sizeof *h + sizeof *hello;
+        if (h->type == MOAT_CTL_HELLO) {
+            memset(hello, 0, sizeof *hello);
+            hello->version = MOAT_CTL_VERSION;
+        } else {
+            memset(lr, 0, 4096);
+            h->len = sizeof *lr;
+            n = sizeof *h + sizeof *lr;
+            if (lie == SILENCE)
+                continue;
+            if (lie == HANG_UP)
+                _exit(0);
+            if (lie == SHORT)
+                n = 7;
+            if (lie == LONG)
+                n += 4;
+            if (lie == BAD_LEN)
+                h->len = 3;
+            if (lie == BAD_XID)
+                h->xid++;
+            if (lie == BAD_TYPE)
+                h->type = MOAT_CTL_CLAIM;
+            if (lie == BAD_VERSION)
+                h->version = 99;
+            if (lie == BAD_COUNT)
+                lr->n = UINT32_MAX / 2;
+            if (lie == NO_PROGRESS) { /* a list without an end */
+                lr->n = 1;
+                lr->next = 1;
+                h->len += sizeof(struct moat_slot_info);
+                n += sizeof(struct moat_slot_info);
+            }
+        }
+        h->type |= MOAT_CTL_REPLY;
+        h->status = 0;
+        send(fd, buf, n, MSG_NOSIGNAL);
+    }
+    _exit(0);
+}
+
+START_TEST(lies)
+{
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    struct moat_slot_info *slots;
+    struct moat_ctl *c;
+    char path[96];
+    size_t n;
+
+    snprintf(path, sizeof path, "%s/liar", dir);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    strcpy(sun.sun_path, path);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&sun, sizeof sun), 0);
+    listen(fd, 1);
+    pid_t child = fork();
+    if (!child)
+        liar(accept(fd, NULL, NULL), (enum lie)_i);
+    ck_assert_int_eq(moat_ctl_open(path, 300, &c, NULL, 0), 0);
+    ck_assert_int_lt(moat_ctl_slots(c, &slots, &n), 0);
+    ck_assert_ptr_null(slots);
+    ck_assert(moat_ctl_is_dead(c));
+    ck_assert_int_eq(moat_ctl_slots(c, &slots, &n), -ENOTCONN);
+    moat_ctl_close(c);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    close(fd);
+    unlink(path);
+}
+END_TEST
+
+int main(int argc, char *argv[])
+{
+    if (argc != 2) {
+        fprintf(stderr, "usage: test_ctl_client FAKE_ENGINE\n");
+        return 2;
+    }
+    fake = argv[1];
+    Suite *s = suite_create("ctl_client");
+    TCase *t = tcase_create("client");
+
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_add_test(t, hello);
+    tcase_add_test(t, slots_and_refusals);
+    tcase_add_test(t, rulesets);
+    tcase_add_test(t, sessions);
+    tcase_add_test(t, events);
+    tcase_add_loop_test(t, lies, 0, N_LIES);
+    suite_add_tcase(s, t);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}

@@ -40,7 +40,7 @@ show_logs() {
     local f
     for f in "$TESTBED_DIR"/hosts/*/moatd.log; do tb_tail "$f" 25; done
     for f in "$TESTBED_DIR"/hosts/*/ovs-vswitchd.log; do
-        [ ! -e "$f" ] || grep -E 'moat: |EMER|ERR' "$f" >"$f.moat" || true
+        [ ! -e "$f" ] || grep -E 'moat: |libmoat|\|(EMER|ERR)\|' "$f" >"$f.moat" || true
         tb_tail "$f.moat" 8
     done
 }

@@ -14,7 +14,7 @@
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
-rate=${RATE:-100} # probes a second, of each stream
+rate=${RATE:-200} # probes a second, of each stream
 
 # --- probes ---
 
@@ -232,7 +232,8 @@ for end in "${ends[@]}"; do check_soon 10 "ICMP probes arrive at $end" at_least 
 check_equal "raw frames are still refused" "$(arrived | cut -d ' ' -f 3)" 0
 
 part "positive control: the raw frames, without a firewall (MOAT_BYPASS=1)"
-HOST_ENV=(MOAT_BYPASS=1) host_switch_restart A KILL
+HOST_ENV=(MOAT_BYPASS=1)
+host_switch_restart A KILL
 raw_at() { guest_field "$1" count raw-count 0x88b5; }
 for end in "${ends[@]}"; do check_soon 20 "raw frames arrive at $end" at_least 10 raw_at "$end"; done
 verdict
