@@ -6,8 +6,8 @@
  *   seq_hi    how far its peer lets it send (largest acknowledgement + window)
  *   max_win   the largest window that it has offered
  *
- * A segment fits if it ends within what the peer allows, starts no more than one of the
- * peer's windows before what was sent already (retransmissions), and acknowledges nothing
+ * A segment fits if it ends within what the peer allows, no more than one of the peer's
+ * windows before the end of what was sent already (retransmissions), and acknowledges nothing
  * that was not sent and nothing older than a window.  The packets of both ends pass here
  * before they reach the other end, so an honest acknowledgement is never ahead.
  *
@@ -16,15 +16,19 @@
  *     any state, exact RST of either end: RESET (both)
  *
  * A session picked up mid-stream starts with both ends ESTABLISHED and the silent one
- * marked UNLEARNT; the scale is not known and taken for the largest. */
+ * marked UNLEARNT; the scale is not known and taken for the largest.  Both are marked
+ * GUESSED for good: what passed before is not known, and if the first segments seen were
+ * retransmissions, honest acknowledgements are ahead of all that was seen. */
 
 #include "state_tcp.h"
 
 #define SCALE_MASK 0x0f
 #define SCALE_SEEN 0x80
 #define UNLEARNT 0x40
+#define GUESSED 0x20
 #define MAX_SCALE 14
 #define MIN_SLACK 66000u /* an unscaled window and a segment: what may be old or ahead */
+#define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
 #define STORE(F, V) __atomic_store_n(&(F), V, __ATOMIC_RELAXED)
@@ -79,7 +83,7 @@ static void open_with_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
     STORE(src->wscale, s->wscale);
     STORE(src->state, MOAT_TCPS_SYN_SENT);
     STORE(dst->seq_lo, 0);
-    STORE(dst->seq_hi, 0);
+    STORE(dst->seq_hi, s->seq + 1); /* until it answers: what it must acknowledge at least */
     STORE(dst->max_win, 0);
     STORE(dst->wscale, 0);
     STORE(dst->state, MOAT_TCPS_NONE);
@@ -93,12 +97,12 @@ static void open_midstream(struct moat_ses_side *src, struct moat_ses_side *dst,
     STORE(src->seq_lo, end);
     STORE(src->seq_hi, end + (UINT16_MAX << MAX_SCALE));
     STORE(src->max_win, s->win);
-    STORE(src->wscale, SCALE_SEEN | MAX_SCALE);
+    STORE(src->wscale, SCALE_SEEN | MAX_SCALE | GUESSED);
     STORE(src->state, s->flags & MOAT_TCP_FIN ? MOAT_TCPS_CLOSING : MOAT_TCPS_ESTABLISHED);
     STORE(dst->seq_lo, s->ack);
-    STORE(dst->seq_hi, s->ack + ((uint32_t)s->win << MAX_SCALE));
+    STORE(dst->seq_hi, s->ack + max32((uint32_t)s->win << MAX_SCALE, MIN_SLACK));
     STORE(dst->max_win, UINT16_MAX);
-    STORE(dst->wscale, SCALE_SEEN | MAX_SCALE | UNLEARNT);
+    STORE(dst->wscale, SCALE_SEEN | MAX_SCALE | GUESSED | UNLEARNT);
     STORE(dst->state, MOAT_TCPS_ESTABLISHED);
 }
 
@@ -119,6 +123,14 @@ enum moat_reason moat_tcp_open(struct moat_ses_side side[2], unsigned dir,
 
 /* --- the handshake --- */
 
+/* A SYN's window is in bytes, later ones are scaled (RFC 7323, section 2.2). */
+static uint16_t syn_window(uint16_t win, uint8_t mine, uint8_t peers)
+{
+    unsigned scale = scale_of(mine, peers);
+
+    return scale ? (uint16_t)((win >> scale) + 1) : win;
+}
+
 /* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
  * (RFC 9293, figure 8), or a refusal. */
 static enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *dst,
@@ -137,12 +149,13 @@ static enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *
     if (!(s->flags & MOAT_TCP_SYN))
         return MOAT_R_TCP_STATE;
     /* With data in the SYN (RFC 7413) less than all of it may be acknowledged. */
-    if (acks && (before(sent, s->ack) || before(s->ack, sent - MIN_SLACK)))
+    if (acks && (before(sent, s->ack) || before(s->ack, LOAD(src->seq_hi))))
         return MOAT_R_TCP_WINDOW;
     STORE(src->seq_lo, end);
     STORE(src->seq_hi, end + max32(LOAD(dst->max_win), 1));
-    STORE(src->max_win, s->win);
+    STORE(src->max_win, syn_window(s->win, s->wscale, LOAD(dst->wscale)));
     STORE(src->wscale, s->wscale);
+    STORE(dst->max_win, syn_window(LOAD(dst->max_win), LOAD(dst->wscale), s->wscale));
     STORE(dst->seq_hi, (acks ? s->ack : sent) + max32(s->win, 1));
     rise(src, MOAT_TCPS_SYN_SENT);
     if (acks)
@@ -175,26 +188,21 @@ static enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_sid
 
 /* --- the established flow --- */
 
-static void learn(struct moat_ses_side *src, const struct seg *g)
-{
-    /* The peer's acknowledgement said where it stood; it cannot be far. */
-    STORE(src->seq_lo, g->end);
-    STORE(src->wscale, LOAD(src->wscale) & (uint8_t)~UNLEARNT);
-    STORE(src->max_win, 0);
-}
-
 static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *dst,
                  const struct seg *g, uint32_t src_win, uint32_t dst_win, bool lenient)
 {
     uint32_t slack = max32(max32(src_win, dst_win), MIN_SLACK);
-    uint32_t ahead = lenient ? slack : 0;
+    uint32_t far = slack < MAX_AHEAD ? slack : MAX_AHEAD;
+    uint32_t ahead = lenient ? far : 0;
+    uint32_t ack_ahead = LOAD(dst->wscale) & GUESSED ? far : ahead;
     uint32_t lo = LOAD(src->seq_lo), peer_lo = LOAD(dst->seq_lo);
+    /* Windows offered before the session was picked up may have been larger. */
+    uint32_t behind = max32(dst_win, LOAD(src->wscale) & GUESSED ? MIN_SLACK : 1);
 
-    if (before(LOAD(src->seq_hi) + ahead, g->end) ||
-        before(g->seq, lo - max32(dst_win, 1) - ahead))
+    if (before(LOAD(src->seq_hi) + ahead, g->end) || before(g->end, lo - behind - ahead))
         return false;
     if (g->has_ack && !(LOAD(dst->wscale) & UNLEARNT))
-        return !before(peer_lo + ahead, g->ack) &&
+        return !before(peer_lo + ack_ahead, g->ack) &&
                !before(g->ack, peer_lo - max32(src_win, MIN_SLACK) - ahead);
     return true;
 }
@@ -202,6 +210,12 @@ static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *ds
 static void update(struct moat_ses_side *src, struct moat_ses_side *dst,
                    const struct moat_tcp_seg *s, const struct seg *g)
 {
+    uint8_t wscale = LOAD(src->wscale);
+
+    if (__builtin_expect(wscale & UNLEARNT, 0)) {
+        STORE(src->wscale, wscale & (uint8_t)~UNLEARNT);
+        STORE(src->max_win, s->win);
+    }
     if (s->win > LOAD(src->max_win))
         STORE(src->max_win, s->win);
     if (before(LOAD(src->seq_lo), g->end))
@@ -272,8 +286,6 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
         return reset(src, dst, &g, dst_win);
     if (!g.has_ack || LOAD(dst->state) == MOAT_TCPS_NONE)
         return MOAT_R_TCP_STATE;
-    if (__builtin_expect(src_scale & UNLEARNT, 0) && s->flags & MOAT_TCP_ACK)
-        learn(src, &g);
     if (!fits(src, dst, &g, src_win, dst_win, lenient))
         return MOAT_R_TCP_WINDOW;
     /* Nothing new behind a FIN; nothing but answers after a reset. */
@@ -319,7 +331,7 @@ bool moat_tcp_valid(const struct moat_ses_side side[2])
 {
     for (int d = 0; d < 2; d++)
         if (side[d].state >= MOAT_N_TCP_STATES || (side[d].wscale & SCALE_MASK) > MAX_SCALE ||
-            side[d].wscale & (uint8_t)~(SCALE_MASK | SCALE_SEEN | UNLEARNT))
+            side[d].wscale & (uint8_t)~(SCALE_MASK | SCALE_SEEN | UNLEARNT | GUESSED))
             return false;
     return side[0].state || side[1].state;
 }

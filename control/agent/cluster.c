@@ -447,7 +447,7 @@ void cluster_run(void)
     if (ovsdb_idl_get_seqno(idl) != seqno) {
         seqno = ovsdb_idl_get_seqno(idl);
         reindex();
-        if (!host_row(self))
+        if (!host_row(self)) /* somebody deleted it */
             kinds[HOST].dirty = true;
     }
     if (txn) {
@@ -455,7 +455,7 @@ void cluster_run(void)
         if (st != TXN_INCOMPLETE)
             finish(st);
     }
-    for (int k = 0; !txn && up && cluster_known() && k < N_KINDS; k++)
+    for (int k = 0; !txn && up && k < N_KINDS; k++)
         begin((enum kind)k);
 }
 
@@ -504,11 +504,12 @@ bool cluster_up(void)
     return was_up;
 }
 
-/* A database without its Global row has just been made or has just been lost:
- * its word that a VM does not exist counts for nothing. */
+/* An empty database has just been made or has just been lost: its word that a VM
+ * does not exist counts for nothing. */
 bool cluster_known(void)
 {
-    return ovsdb_idl_has_ever_connected(idl) && moatrec_global_first(idl);
+    return ovsdb_idl_has_ever_connected(idl) &&
+           (moatrec_global_first(idl) || moatrec_vm_first(idl) || moatrec_network_first(idl));
 }
 
 long long cluster_down_since(void)

@@ -17,7 +17,7 @@ VLOG_DEFINE_THIS_MODULE(engine);
 static struct vlog_rate_limit rl = VLOG_RATE_LIMIT_INIT(5, 10);
 
 #define BACKOFF_MIN_MS 100
-#define BACKOFF_MAX_MS 1000
+#define BACKOFF_MAX_MS 250 /* the engine starts with the first VM, which waits for us */
 #define EVENTS_A_TURN 512
 #define CALL_MS 2000
 
@@ -67,7 +67,8 @@ static void up(void)
         return;
     if (moat_ctl_open(ctl_path, CALL_MS, &ctl, why, sizeof why) ||
         moat_ctl_open(ctl_path, CALL_MS, &sub, why, sizeof why)) {
-        VLOG_INFO_RL(&rl, "fast path: %s", why);
+        if (strcmp(error, why))
+            VLOG_INFO_RL(&rl, "fast path: %s", why);
         moat_ctl_close(ctl);
         ctl = NULL;
         down(why);

@@ -563,6 +563,10 @@ static void settle_expired(struct mig *m, long long now, struct mig_out *out)
         /* The source is there: it has our STARTED and will answer. */
         if (late)
             shut(m, out, "the VM runs here, but the host that holds it does not let go: blocked");
+    } else if (m->shut && !m->tried) {
+        /* Shut for another reason that is no more, such as a host that was not permitted:
+         * nothing passes, so there is time to ask the source for the VM's state. */
+        return;
     } else if (f->holder == MIG_DB_OTHER && f->db_up) {
         /* Opens when the database says that it is ours. */
         if (!m->wrote)
@@ -610,6 +614,7 @@ static void settle_arriving(struct mig *m, long long now, struct mig_out *out)
         if (!m->told)
             say(out, MIG_DO_ALARM, "the database does not permit this VM on this host");
         m->told = true;
+        m->tried = false;
         disconnect(m, out);
         if (m->state != MIG_WAITING) {
             wait_for(m, now + RETRY_SLOW_MS, now);
@@ -942,7 +947,7 @@ static void dest_frame(struct mig *m, const struct mig_event *ev, long long now,
     switch (ev->type) {
     case MIG_EV_LINK_UP:
         m->link = true;
-        m->denied = false;
+        m->denied = m->tried = false;
         if (m->state == MIG_WAITING) {
             request(m, out, 0);
             enter(m, MIG_ASKED, now);
@@ -1028,9 +1033,13 @@ static void on_link_down(struct mig *m, long long now, struct mig_out *out)
         break;
     case MIG_ASKED:
     case MIG_FILLING:
+        m->tried = true;
         wait_for(m, now + RETRY_FAST_MS, now);
         break;
     case MIG_WAITING:
+        m->tried = true;
+        m->retry_at = now + RETRY_FAST_MS;
+        break;
     case MIG_COMMITTED:
     case MIG_HOLDING:
         m->retry_at = now + RETRY_FAST_MS;

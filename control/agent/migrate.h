@@ -200,6 +200,7 @@ struct mig {
     bool expired;        /* the hold ran out */
     bool shut;           /* blocked after that, because opening was not ours to decide */
     bool denied;         /* the source said no */
+    bool tried;          /* arriving: the source could not be reached, or the link was lost */
     bool done;           /* the source knows that it is over */
     bool told;           /* an alarm about this state was given */
     bool wrote;          /* WRITE_HOLDER was asked for in this state */

@@ -137,12 +137,24 @@ static void fail(struct peer *p, const char *why)
         ops->closed(p, why);
 }
 
+/* Said once for each who and why, so `who` must not have what differs each time. */
 static void refuse(struct peer *p, const char *who, const char *why)
 {
     n_refused++;
-    VLOG_WARN_RL(&rl, "%s: refused: %s: %s", stream_get_name(p->stream), who, why);
+    VLOG_DBG("%s: refused: %s: %s", stream_get_name(p->stream), who, why);
     ops->refused(who, why);
     fail(p, why);
+}
+
+/* "ssl:10.0.0.1:53214" without the port. */
+static const char *address_of(const struct peer *p)
+{
+    static char buf[128];
+    const char *name = stream_get_name(p->stream);
+    const char *port = strrchr(name, ':');
+
+    ovs_strzcpy(buf, name, MIN(sizeof buf, (size_t)(port - name) + 1));
+    return buf;
 }
 
 static void finish_connecting(struct peer *p)
@@ -156,7 +168,7 @@ static void finish_connecting(struct peer *p)
     }
     if (error) {
         if (p->incoming)
-            refuse(p, stream_get_name(p->stream),
+            refuse(p, address_of(p),
                    error == EPROTO ? "no certificate that the cluster's authority signed"
                                    : ovs_strerror(error));
         else
@@ -165,7 +177,7 @@ static void finish_connecting(struct peer *p)
     }
     const char *id = stream_get_peer_id(p->stream);
     if (!id || !*id) {
-        refuse(p, stream_get_name(p->stream), "a certificate without a name");
+        refuse(p, address_of(p), "a certificate without a name");
     } else if (strlen(id) >= MOAT_ID_MAX || !ops->is_host(id)) {
         refuse(p, id, "the certificate's name is no host of this cluster");
     } else if (p->host && strcmp(p->host, id)) {

@@ -116,7 +116,8 @@ static void run_ports(void)
         if (list[i].claimed)
             continue;
         struct seen *s = see(&ports, list[i].path);
-        if (time_msec() - s->since < UNCLAIMED_MS || !list[i].connected)
+        /* A port that was deleted in the switch stays in the list, and may seem connected. */
+        if (time_msec() - s->since < UNCLAIMED_MS || !list[i].connected || !list[i].running)
             continue;
         char *key = xasprintf("port:%s", list[i].path);
         if (!smap_get(cluster_problems(), key))

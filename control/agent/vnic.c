@@ -466,9 +466,12 @@ static void do_connect(struct vnic *v)
     if (!address) {
         alert(SEV_WARNING, "no-peer-address", v->id, vm_of(v->id),
               "the database has no address of host %s, which holds it", v->mig.peer);
+        v->lost = true;
         return;
     }
     v->peer = peer_open(address, v->mig.peer, v);
+    if (!v->peer)
+        v->lost = true;
 }
 
 static void do_install_policy(struct vnic *v)

@@ -198,6 +198,9 @@ static void put_body(struct out *o, const struct wire *w)
         put(o, w->epoch, 8);
         break;
     case WIRE_REFUSE:
+        put(o, w->flags, 2);
+        put_str(o, w->text, sizeof w->text);
+        break;
     case WIRE_CANCEL:
         put_str(o, w->text, sizeof w->text);
         break;
@@ -288,6 +291,9 @@ static void get_body(struct in *i, struct wire *w)
         w->epoch = get(i, 8);
         break;
     case WIRE_REFUSE:
+        w->flags = (uint16_t)get(i, 2);
+        get_str(i, w->text, sizeof w->text);
+        break;
     case WIRE_CANCEL:
         get_str(i, w->text, sizeof w->text);
         break;

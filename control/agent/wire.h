@@ -74,7 +74,7 @@ enum wire_type {
  * into the buffer that was decoded. */
 struct wire {
     uint16_t type;
-    uint16_t flags;         /* REQUEST, FINAL */
+    uint16_t flags;         /* REQUEST, FINAL; REFUSE: enum mig_refuse */
     bool ok;                /* TAKEN_BACK */
     char vnic[MOAT_ID_MAX]; /* REQUEST */
     char host[MOAT_ID_MAX]; /* REQUEST */

@@ -56,6 +56,9 @@ guest_migrate_cancel() {
 guest_migrate_finish() {
     local name=$1 from=$2 to=$3
     printf '%s\n' "$to" >"$(guest_dir "$name")/host"
+    # First of all: until then what is sent to the guest goes astray. Once more when its old
+    # port is gone, since frames may have come from there meanwhile.
+    host_forget_macs || return 1
     [ -n "${GUEST_KEEP_PORT:-}" ] || host_port_del "$from" "$name" || return 1
     host_forget_macs || return 1
     testbed_kill "guest-$name-$from" KILL || return 1

@@ -151,7 +151,11 @@ l2_side() {
     [ "$have" = "$3" ] || failed "l2.$1" "$have connections in the tracker in place of $3"
 }
 
+# Other programs of this machine may hold hugepages for a while.
+l2_pages_free() { [ "$(</sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages)" -ge $((switch_pages + 192 + 64)) ]; }
 l2_up() { # [PRELOAD]
+    l2_pages_free || tb_say "waiting for hugepages"
+    wait_for 180 "$((switch_pages + 192 + 64)) free hugepages" l2_pages_free
     MOAT_PRELOAD=${1:-} host_switch_start A
     l2_switch=$(testbed_pid A-switch)
 }
@@ -221,6 +225,7 @@ l2_rounds() {
     HOST_MAXSLEEP=none HOST_PMD_MASK=2
     testbed_file "$(l2_memory)"
     tb_say "starting a switch"
+    wait_for 180 "$switch_pages free hugepages" l2_pages_free
     MOAT_PRELOAD='' host_start A
     host_vsctl A set bridge br0 fail-mode=secure
     host_port_add A sink "$dir/sink.sock" sink-nic

@@ -216,15 +216,15 @@ static void liar(int fd, enum lie lie)
     static uint8_t buf[MOAT_CTL_MAX];
     struct moat_ctl_head *h = (void *)buf;
     struct moat_ctl_list_reply *lr = (void *)(h + 1);
-    struct moat_ctl_hello *hello = (void *)(h + 1);
+    struct moat_ctl_hello *hi = (void *)(h + 1);
     size_t n;
 
     while (recv(fd, buf, sizeof buf, 0) > 0) {
-        h->len = sizeof *hello;
-        n = sizeof *h + sizeof *hello;
+        h->len = sizeof *hi;
+        n = sizeof *h + sizeof *hi;
         if (h->type == MOAT_CTL_HELLO) {
-            memset(hello, 0, sizeof *hello);
-            hello->version = MOAT_CTL_VERSION;
+            memset(hi, 0, sizeof *hi);
+            hi->version = MOAT_CTL_VERSION;
         } else {
             memset(lr, 0, 4096);
             h->len = sizeof *lr;

@@ -61,6 +61,7 @@ static struct {
     struct host h[2];
     struct conn conns[2];
     bool db_up, net_up;
+    bool forbidden; /* host B, by the database */
     int holder; /* -1: none */
     uint64_t epoch;
     long long now;
@@ -253,7 +254,7 @@ static void gather(int x, struct mig_facts *f)
         f->has_ruleset = true;
     }
     f->db_up = w.db_up;
-    f->permitted = h->db_seen;
+    f->permitted = h->db_seen && !(w.forbidden && x == 1);
     f->db_epoch = h->db_epoch;
     f->holder = !h->db_seen          ? MIG_DB_UNKNOWN
                 : h->db_holder == -1 ? MIG_DB_NONE
@@ -382,7 +383,7 @@ static void on_request(int x, int c, const struct frame *f)
     struct host *h = &w.h[x];
     enum mig_refuse code;
     const char *why;
-    bool permitted = h->db_seen;
+    bool permitted = h->db_seen && !(w.forbidden && x == 0);
 
     if (!mig_may_ask(&h->m, names[!x], permitted, &code, &why)) {
         push(&w.conns[c].to[!x], (struct frame){WIRE_REFUSE, 0, (uint16_t)code, false});
@@ -736,6 +737,36 @@ START_TEST(two_vms)
 }
 END_TEST
 
+/* The VM runs where it may not, and stays shut.  Then it may: its state comes from the
+ * source, which has kept it, with or without its port. */
+START_TEST(permitted_late)
+{
+    reset(6);
+    boot(0);
+    w.forbidden = true;
+    plug(1);
+    turns(3);
+    qemu_connect(1);
+    engine_stop(&w.h[0]);
+    engine_start(&w.h[1]);
+    qemu_quit(0);
+    if (_i)
+        unplug(0);
+    for (int i = 0; i < 400; i++) {
+        turn();
+        ck_assert(!is_open(1));
+    }
+    ck_assert_int_eq(w.holder, 0);
+    w.forbidden = false;
+    ck_assert(until(is_open, 1, 100));
+    ck_assert(w.h[1].full);
+    ck_assert(!is_open(0));
+    ck_assert_uint_eq(w.alone, 0);
+    turns(20);
+    ck_assert_int_eq(w.holder, 1);
+}
+END_TEST
+
 START_TEST(who_may_ask)
 {
     enum mig_refuse code;
@@ -974,6 +1005,7 @@ int main(int argc, char *argv[])
     tcase_add_test(t, early_resume);
     tcase_add_loop_test(t, dead_source, 0, 2);
     tcase_add_test(t, two_vms);
+    tcase_add_loop_test(t, permitted_late, 0, 2);
     tcase_add_test(t, who_may_ask);
     tcase_add_test(t, out_of_place);
     tcase_add_loop_test(t, histories, 0, 16);

@@ -7,6 +7,12 @@
 set -euo pipefail
 export LC_ALL=C
 
+# In a network namespace of its own: taps and ports are nobody else's.
+if [ -z "${MOATD_TEST_NETNS:-}" ]; then
+    MOATD_TEST_NETNS=1 exec unshare --net -- "$0" "$@"
+fi
+ip link set lo up
+
 moatd=$1 fake=$2 schema=$3
 ovs_schema=/usr/share/openvswitch/vswitch.ovsschema
 dir=$(mktemp -d /tmp/moatd-test.XXXXXX)
@@ -90,7 +96,7 @@ start_engine() {
 }
 start_moatd() { # HOST [DATABASE]
     local h=$1 port=port$1
-    "$moatd" --db="${2:-unix:$dir/moat.sock}" --ovsdb="unix:$dir/$h.ovs.sock" --host="host$h" \
+    "$moatd" -vconsole:off --db="${2:-unix:$dir/moat.sock}" --ovsdb="unix:$dir/$h.ovs.sock" --host="host$h" \
         --listen="pssl:${!port}:127.0.0.1" --advertise="ssl:127.0.0.1:${!port}" \
         --ctl="$dir/$h.moat.ctl" --host-config="$dir/$h.conf" --unixctl="$dir/$h.ctl" \
         --private-key="$dir/host$h.key" --certificate="$dir/host$h.crt" --ca-cert="$dir/ca.crt" \
@@ -98,9 +104,14 @@ start_moatd() { # HOST [DATABASE]
         2>>"$dir/$h.err" &
     pid[$h]=$!
 }
-stop() { # stop NAME [SIGNAL]
-    kill "${2:--TERM}" "${pid[$1]}"
-    wait "${pid[$1]}" 2>/dev/null || true
+stop() { # stop NAME [SIGNAL]; an agent without a signal ends by itself, cleanly
+    if [ $# -eq 1 ] && [[ $1 = [AB] ]]; then
+        ctl "$1" exit
+        wait "${pid[$1]}" || fail "moatd $1 ended with $?"
+    else
+        kill "${2:--TERM}" "${pid[$1]}"
+        wait "${pid[$1]}" 2>/dev/null || true
+    fi
     unset "pid[$1]"
 }
 local_db() { ovsdb-client -t 10 transact "unix:$dir/$1.ovs.sock" "$2" >/dev/null; }
@@ -366,6 +377,7 @@ step "the source is dead: on-missing-state and the database decide"
 del_port B vnic-web
 until_ok "B forgot web" no_slot B vnic-web
 stop B -KILL # db is on B
+say B disconnect "$(path B)"
 add_port A
 until_ok "A arriving" slot_has A 'state=arriving'
 say A connect "$(path A)"
@@ -376,8 +388,38 @@ until_ok "evidence" eval 'get Migration "[\"evidence\"]" "[]" | grep -q "on-miss
 start_moatd B
 until_ok "B gave it up" slot_has B 'state=departed'
 
-step "nobody knows it: the host file decides, later the database"
+step "the VM is started a second time: the newcomer stays shut"
+say B connect "$(path B)"
+say B start "$(path B)"
+stays 5 eval '! slot_has B state=active && slot_has A state=active' || fail "$(slots A) $(slots B)"
+until_ok "alarm" event_has 'run on two hosts'
 say B disconnect "$(path B)"
+
+step "a VM's tap in the kernel is reported, set down where the host says so; others are not touched"
+ip tuntap add dev tap-vm mode tap
+ip tuntap add dev tap-own mode tap
+for t in tap-vm tap-own; do
+    ip link set $t up
+    ovs-vsctl -t 10 --db="unix:$dir/A.ovs.sock" --no-wait add-port br0 $t
+done
+ovs-vsctl -t 10 --db="unix:$dir/A.ovs.sock" --no-wait set Interface tap-vm external_ids:iface-id=vnic-web
+until_ok "reported" event_has 'tap tap-vm is a VM'
+until_ok "a problem of the host" db_has Host '["problems"]' '[["name","==","hostA"]]' 'tap:tap-vm'
+is_up() { ip -o link show "$1" | grep -q '[<,]UP[,>]'; }
+is_up tap-vm || fail "set down although nobody asked for it"
+printf 'unprotected-taps=block\n' >>"$dir/A.conf"
+ctl A host-config/reload
+ip link set tap-vm down
+ip link set tap-vm up
+until_ok "set down" eval '! is_up tap-vm'
+ip link set tap-vm up
+until_ok "raised again: an alarm" event_has tap-raised
+until_ok "set down again" eval '! is_up tap-vm'
+is_up tap-own || fail "another tap was touched"
+printf 'no-such-setting=1\n' >>"$dir/A.conf"
+! ctl A host-config/reload 2>/dev/null || fail "a bad host file was accepted"
+
+step "nobody knows it: the host file decides, later the database"
 del_port B
 until_ok "B forgot" no_slot B
 stop A

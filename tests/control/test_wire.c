@@ -77,6 +77,10 @@ START_TEST(round_trip)
         ck_assert_uint_eq(out.records, 1000);
         ck_assert_uint_eq(out.epoch, in.epoch);
         ck_assert_uint_eq(out.live, 990);
+        ck_assert_uint_eq(out.flags, 1);
+    } else if (_i == WIRE_REFUSE) {
+        ck_assert_uint_eq(out.flags, 1);
+        ck_assert_str_eq(out.text, "because");
     } else if (_i == WIRE_REQUEST) {
         ck_assert_str_eq(out.vnic, "vnic-1");
         ck_assert_str_eq(out.host, "host-a");
@@ -177,7 +181,7 @@ static const struct hostile hostile[] = {
     {"string longer than the frame", WIRE_REQUEST, 14, 2, 0xffff},
     {"string longer than its field", WIRE_REQUEST, 14, 2, MOAT_ID_MAX},
     {"NUL in a string", WIRE_REQUEST, 16, 1, 0},
-    {"escape in a string", WIRE_REFUSE, 14, 1, 0x1b},
+    {"escape in a string", WIRE_REFUSE, 16, 1, 0x1b},
     {"more addresses than there is room for", WIRE_POLICY, 12 + 8 + 4 + 5 + 6, 1, 255},
     {"family of an address", WIRE_POLICY, 12 + 8 + 4 + 5 + 7, 1, 7},
     {"prefix length of an address", WIRE_POLICY, 12 + 8 + 4 + 5 + 8, 1, 33},

@@ -23,7 +23,8 @@
 
 static const uint8_t mac_a[6] = {2, 0, 0, 0, 0, 1}, mac_b[6] = {2, 0, 0, 0, 0, 2};
 static const uint8_t a4[4] = {10, 0, 0, 1}, b4[4] = {10, 0, 0, 2};
-static const uint8_t a6[16] = {0x20, 1, 0xd, 0xb8, [15] = 1}, b6[16] = {0x20, 1, 0xd, 0xb8, [15] = 2};
+static const uint8_t a6[16] = {0x20, 1, 0xd, 0xb8, [15] = 1},
+                     b6[16] = {0x20, 1, 0xd, 0xb8, [15] = 2};
 
 enum { NOWHERE = 0, ETH, IP, EXT, L4 }; /* what a patch's offset counts from */
 
@@ -95,7 +96,8 @@ static const struct row rows[] = {
 
     /* IPv4 fragments; the offset counts in 8 bytes. */
     {"4t", OK(TCP, 6), .frag = 1, PATCH({IP, 6, 0x20}), .name = "first"},
-    {"4u", OK(UDP, 17), .frag = 1, PATCH({IP, 6, 0x20}, {L4, 4, 9}), .name = "first, of a long UDP"},
+    {"4u", OK(UDP, 17), .frag = 1, PATCH({IP, 6, 0x20}, {L4, 4, 9}),
+     .name = "first, of a long UDP"},
     {"4i", OK(ICMP_QUERY, 1), .frag = 1, .icmp_type = 8, .icmp_base = 8, PATCH({IP, 6, 0x20}),
      .name = "first, echo"},
     {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 7, 10}), .name = "last"},
@@ -175,6 +177,7 @@ static const struct row rows[] = {
     {"4t", OK(TCP, 6), PATCH({L4, 12, 0xc0}), .name = "header to the very end"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 12, 0x40}), .name = "data offset 4"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 12, 0xd0}), .name = "data offset beyond the packet"},
+    {"4tp", NO(L4_MALFORMED), PATCH({L4, 12, 0xd0}), .name = "data offset into the padding"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 0, 0}, {L4, 1, 0}), .name = "from port 0"},
     {"6t", NO(L4_MALFORMED), PATCH({L4, 3, 0}), .name = "to port 0"},
 
@@ -193,8 +196,8 @@ static const struct row rows[] = {
      .name = "echo reply"},
     {"4i", OK(ICMP_QUERY, 1), .icmp_type = 13, .icmp_base = 13, PATCH({L4, 0, 13}),
      .name = "timestamp"},
-    {"4i", OK(ICMP_QUERY, 1), .icmp_type = 14, .icmp_base = 13, .icmp_reply = 1,
-     PATCH({L4, 0, 14}), .name = "timestamp reply"},
+    {"4i", OK(ICMP_QUERY, 1), .icmp_type = 14, .icmp_base = 13, .icmp_reply = 1, PATCH({L4, 0, 14}),
+     .name = "timestamp reply"},
     {"6i", OK(ICMP_QUERY, 58), .icmp_type = 129, .icmp_base = 128, .icmp_reply = 1,
      PATCH({L4, 0, 129}), .name = "IPv6 echo reply"},
     {"4i", OK(ICMP_ERROR, 1), .icmp_type = 3, PATCH({L4, 0, 3}), .name = "unreachable"},
@@ -215,11 +218,7 @@ static uint8_t proto_of(const char *s)
 {
     bool ip6 = strchr(s, '6');
 
-    return strpbrk(s, "tT")  ? 6
-           : strchr(s, 'u')  ? 17
-           : !strchr(s, 'i') ? 47
-           : ip6             ? 58
-                             : 1;
+    return strpbrk(s, "tT") ? 6 : strchr(s, 'u') ? 17 : !strchr(s, 'i') ? 47 : ip6 ? 58 : 1;
 }
 
 static void build_ip(struct frame *f, const char *s, bool back)
@@ -317,7 +316,8 @@ static void build(struct frame *f, const char *s, bool back)
 static void patch(struct frame *f, const struct patch p[4])
 {
     for (int i = 0; i < 4 && p[i].where; i++) {
-        const uint32_t base[] = {[ETH] = 0, [IP] = f->ip_off, [EXT] = f->ip6_next_off, [L4] = f->l4_off};
+        const uint32_t base[] = {
+            [ETH] = 0, [IP] = f->ip_off, [EXT] = f->ip6_next_off, [L4] = f->l4_off};
 
         f->data[base[p[i].where] + p[i].off] = p[i].value;
     }
@@ -411,12 +411,12 @@ static void parse_copy(const uint8_t *data, uint32_t len, uint32_t total, struct
 
 /* Truncated at every byte, of a frame that is segmented there and of one that ends there:
  * the answer is the whole frame's or a refusal, and a refusal if ports are missing. */
-START_TEST(truncated_frames)
+static void truncate_row(const struct row *r)
 {
     struct frame f;
     struct moat_pkt whole, cut;
 
-    build_row(&f, &rows[_i]);
+    build_row(&f, r);
     parse_copy(f.data, f.len, f.len, &whole);
     for (uint32_t n = 0; n < f.len; n++) {
         for (int ends = 0; ends < 2; ends++) {
@@ -429,6 +429,12 @@ START_TEST(truncated_frames)
                 ck_assert_uint_eq(cut.tcp.len, whole.tcp.len);
         }
     }
+}
+
+START_TEST(truncated_frames)
+{
+    for (size_t i = 0; i < N_ROWS; i++)
+        truncate_row(&rows[i]);
 }
 END_TEST
 
@@ -463,11 +469,21 @@ START_TEST(tcp_fields)
         uint8_t option[8];
         uint8_t wscale;
     } scales[] = {
-        {{3, 3, 5}, 0x85},        {{3, 3, 0}, 0x80},          {{3, 3, 14}, 0x8e},
-        {{3, 3, 15}, 0x8e},       {{3, 3, 255}, 0x8e},        {{1, 1, 1, 1, 1, 3, 3, 9}, 0x89},
-        {{2, 4, 5, 0xb4, 1, 3, 3, 8}, 0x88}, {{0, 3, 3, 5}, 0}, {{3, 2, 5, 0}, 0},
-        {{3, 4, 5, 0}, 0},        {{2, 0, 3, 3, 7}, 0},       {{2, 1, 3, 3, 7}, 0},
-        {{2, 9, 3, 3, 7}, 0},     {{1, 1, 1, 1, 1, 1, 3, 3}, 0}, {{1, 1, 1, 1, 1, 1, 1, 3}, 0},
+        {{3, 3, 5}, 0x85},
+        {{3, 3, 0}, 0x80},
+        {{3, 3, 14}, 0x8e},
+        {{3, 3, 15}, 0x8e},
+        {{3, 3, 255}, 0x8e},
+        {{1, 1, 1, 1, 1, 3, 3, 9}, 0x89},
+        {{2, 4, 5, 0xb4, 1, 3, 3, 8}, 0x88},
+        {{0, 3, 3, 5}, 0},
+        {{3, 2, 5, 0}, 0},
+        {{3, 4, 5, 0}, 0},
+        {{2, 0, 3, 3, 7}, 0},
+        {{2, 1, 3, 3, 7}, 0},
+        {{2, 9, 3, 3, 7}, 0},
+        {{1, 1, 1, 1, 1, 1, 3, 3}, 0},
+        {{1, 1, 1, 1, 1, 1, 1, 3}, 0},
     };
     struct frame f;
     struct moat_pkt p;
@@ -529,7 +545,7 @@ END_TEST
 struct quote_row {
     const char *outer, *inner;
     uint8_t ok, type, kind, proto;
-    uint16_t bytes; /* of the inner packet; 0: all */
+    uint16_t bytes;        /* of the inner packet; 0: all */
     struct patch patch[4]; /* of the inner frame */
     const char *name;
 };
@@ -643,15 +659,17 @@ START_TEST(flows)
         uint8_t family, proto;
         uint16_t sport, dport;
     } table[] = {
-        {"4t", 4, 6, 1000, 80},  {"6u", 6, 17, 1000, 53}, {"4i", 4, 1, 0, 8},
-        {"6i", 6, 58, 0, 128},   {"4g", 4, 47, 0, 0},     {"a", MOAT_FAM_ARP, 0, 0, 0},
+        {"4t", 4, 6, 1000, 80}, {"6u", 6, 17, 1000, 53}, {"4i", 4, 1, 0, 8},
+        {"6i", 6, 58, 0, 128},  {"4g", 4, 47, 0, 0},     {"a", MOAT_FAM_ARP, 0, 0, 0},
         {"6Lt", 6, 6, 0, 0},
     };
 
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         for (int dir = 0; dir < 2; dir++) {
-            struct moat_flow flow, want = {.dir = (uint8_t)dir, .family = table[i].family,
-                                           .proto = table[i].proto, .sport = table[i].sport,
+            struct moat_flow flow, want = {.dir = (uint8_t)dir,
+                                           .family = table[i].family,
+                                           .proto = table[i].proto,
+                                           .sport = table[i].sport,
                                            .dport = table[i].dport};
             struct moat_pkt p;
             struct frame f;
@@ -681,7 +699,7 @@ int main(void)
 
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, frames, 0, (int)N_ROWS);
-    tcase_add_loop_test(tc, truncated_frames, 0, (int)N_ROWS);
+    tcase_add_test(tc, truncated_frames);
     tcase_add_test(tc, random_frames);
     tcase_add_test(tc, tcp_fields);
     tcase_add_test(tc, casts);

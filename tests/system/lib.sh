@@ -23,7 +23,7 @@ system_test() {
     mkdir -p "$TEST_TMP"
     trap test_on_exit EXIT
     set -E
-    trap 'printf "FAILED: %s (%s, line %s)\n" "$BASH_COMMAND" "${BASH_SOURCE[0]##*/}" "$LINENO" >&2' ERR
+    trap '[ $BASH_SUBSHELL != 0 ] || printf "FAILED: %s (%s, line %s)\n" "$BASH_COMMAND" "${BASH_SOURCE[0]##*/}" "$LINENO" >&2' ERR
 }
 
 test_on_exit() {
@@ -65,6 +65,9 @@ check() {
 check_equal() { check "$1: $2$([ "$2" = "$3" ] || printf ' (expected %s)' "$3")" [ "$2" = "$3" ]; }
 check_most() { check "$1: $2$([ "$2" -le "$3" ] 2>/dev/null || printf ' (at most %s expected)' "$3")" [ "$2" -le "$3" ]; }
 check_least() { check "$1: $2$([ "$2" -ge "$3" ] 2>/dev/null || printf ' (at least %s expected)' "$3")" [ "$2" -ge "$3" ]; }
+
+# check_same TEXT GOT WANTED: for long texts; shows how they differ.
+check_same() { check "$1" diff <(printf '%s\n' "$3") <(printf '%s\n' "$2"); }
 
 # check_soon SECONDS TEXT COMMAND...: COMMAND has some time to succeed.
 check_soon() {

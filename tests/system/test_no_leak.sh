@@ -232,6 +232,7 @@ for end in "${ends[@]}"; do check_soon 10 "ICMP probes arrive at $end" at_least 
 check_equal "raw frames are still refused" "$(arrived | cut -d ' ' -f 3)" 0
 
 part "positive control: the raw frames, without a firewall (MOAT_BYPASS=1)"
+# shellcheck disable=SC2034
 HOST_ENV=(MOAT_BYPASS=1)
 host_switch_restart A KILL
 raw_at() { guest_field "$1" count raw-count 0x88b5; }

@@ -1,0 +1,998 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* TCP tracking: conversations written as tables, and two simulated ends with a lossy,
+ * reordering path between them and the observer. */
+
+#include "datapath/state_tcp.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Rows leave out what is zero. */
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
+
+#define FIN MOAT_TCP_FIN
+#define SYN MOAT_TCP_SYN
+#define RST MOAT_TCP_RST
+#define ACK MOAT_TCP_ACK
+
+#define PASS MOAT_R_NONE
+#define WINDOW MOAT_R_TCP_WINDOW
+#define STATE MOAT_R_TCP_STATE
+#define NO_SES MOAT_R_TCP_NO_SESSION
+
+enum { A = 0, B = 1 };
+enum { STRICT = 0, LOOSE = 1 };
+enum {
+    N = MOAT_TCPS_NONE,
+    S = MOAT_TCPS_SYN_SENT,
+    E = MOAT_TCPS_ESTABLISHED,
+    C = MOAT_TCPS_CLOSING,
+    D = MOAT_TCPS_FIN_ACKED,
+    R = MOAT_TCPS_RESET
+};
+
+/* One segment.  seq counts from the sender's initial sequence number, ack from the
+ * peer's: a SYN is 0, the first byte is 1. */
+struct row {
+    uint8_t dir, flags;
+    uint32_t seq, ack, len;
+    uint16_t win;
+    uint8_t expect;
+    char state[3];  /* of A and B afterwards; "": not looked at */
+    uint8_t wscale; /* of a SYN */
+    bool lenient;
+};
+
+struct conversation {
+    const char *name;
+    uint8_t loose;
+    uint8_t timer; /* at the end */
+    const struct row *rows;
+};
+
+#define ROWS (const struct row[])
+#define END                                                                                        \
+    {                                                                                              \
+        .expect = MOAT_N_REASONS                                                                   \
+    }
+#define W(SHIFT) .wscale = (SHIFT) | 0x80
+#define LENIENT .lenient = true
+
+/* clang-format off */
+/* Both windows are 1000 after it. */
+#define HANDSHAKE                                                                                  \
+    {A, SYN, 0, 0, 0, 1000, PASS, "SN"}, {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},                \
+    {A, ACK, 1, 1, 0, 1000, PASS, "EE"}
+/* The same with windows of 100 << 7 and 1000 << 3. */
+#define SCALED                                                                                     \
+    {A, SYN, 0, 0, 0, 1000, PASS, "SN", W(7)}, {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES", W(3)},    \
+    {A, ACK, 1, 1, 0, 100, PASS, "EE"}
+/* A has sent 100 bytes, B 200; all of it was acknowledged. */
+#define DATA                                                                                       \
+    {A, ACK, 1, 1, 100, 1000, PASS, "EE"}, {B, ACK, 1, 101, 200, 1000, PASS, "EE"},                \
+    {A, ACK, 101, 201, 0, 1000, PASS, "EE"}
+#define CLOSE                                                                                      \
+    {A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"}, {B, ACK, 201, 102, 0, 1000, PASS, "DE"},        \
+    {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"}, {A, ACK, 102, 202, 0, 1000, PASS, "DD"}
+/* clang-format on */
+
+static const struct conversation conversations[] = {
+    {"SYN", STRICT, MOAT_T_TCP_FIRST, ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "SN"}, END}},
+    {"half open", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS}, {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"}, END}},
+    {"handshake and data", STRICT, MOAT_T_TCP_ESTABLISHED, ROWS{HANDSHAKE, DATA, END}},
+    {"data completes the handshake", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS},
+          {A, ACK, 1, 1, 100, 1000, PASS, "EE"},
+          {A, ACK, 1, 1, 0, 1000, PASS, "EE"},
+          END}},
+    {"no session without a SYN", STRICT, 0,
+     ROWS{{A, ACK, 1, 1, 10, 1000, NO_SES},
+          {A, SYN | ACK, 0, 1, 0, 1000, NO_SES},
+          {A, RST, 1, 0, 0, 0, NO_SES},
+          {A, FIN | ACK, 1, 1, 0, 1000, NO_SES},
+          END}},
+    {"wrong SYN|ACK", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 2, 0, 1000, WINDOW, "SN"},
+          {B, SYN | ACK, 0, 0, 0, 1000, WINDOW},
+          {B, SYN | ACK, 0, -60000u, 0, 1000, WINDOW},
+          {B, SYN | ACK, 0, 1u << 31, 0, 1000, WINDOW},
+          {B, ACK, 1, 1, 0, 1000, STATE},
+          {B, FIN | ACK, 1, 1, 0, 1000, STATE},
+          {A, ACK, 1, 1, 0, 1000, STATE, "SN"},
+          {A, SYN | ACK, 0, 1, 0, 1000, STATE},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},
+          END}},
+    {"SYN again", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {A, SYN, 0, 0, 0, 1000, PASS},
+          {A, SYN, 5000, 0, 0, 1000, PASS, "SN"},
+          {B, SYN | ACK, 0, 1, 0, 1000, WINDOW},
+          {B, SYN | ACK, 0, 5001, 0, 1000, PASS},
+          {A, SYN, 5000, 0, 0, 1000, PASS, "ES"},
+          {A, SYN, 6000, 0, 0, 1000, STATE},
+          {B, SYN | ACK, 0, 5001, 0, 1000, PASS},
+          {A, ACK, 5001, 1, 0, 1000, PASS, "EE"},
+          {B, SYN | ACK, 0, 5001, 0, 1000, PASS, "EE"},
+          {B, SYN | ACK, 7, 5001, 0, 1000, STATE},
+          {A, ACK, 5001, 1, 0, 1000, PASS, "EE"},
+          END}},
+    {"SYN with data", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{{A, SYN, 0, 0, 500, 1000, PASS},
+          {B, SYN | ACK, 0, 0, 0, 1000, WINDOW},
+          {B, SYN | ACK, 0, 502, 0, 1000, WINDOW},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},
+          {B, SYN | ACK, 0, 501, 0, 1000, PASS, "ES"},
+          {B, ACK, 1, 501, 1000, 1000, PASS, "ES"},
+          END}},
+    {"simultaneous open", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "SN"},
+          {B, SYN, 0, 0, 0, 1000, PASS, "SS"},
+          {A, SYN | ACK, 0, 2, 0, 1000, WINDOW, "SS"},
+          {A, SYN | ACK, 0, 1, 0, 1000, PASS, "SE"},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "EE"},
+          DATA,
+          END}},
+    {"refused", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, RST, 0, 1, 0, 0, WINDOW},
+          {B, RST | ACK, 0, 2, 0, 0, WINDOW},
+          {B, RST | ACK, 0, 0, 0, 0, WINDOW, "SN"},
+          {B, RST | ACK, 0, 1, 0, 0, PASS, "RR"},
+          END}},
+    {"given up", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {A, RST, 2, 0, 0, 0, WINDOW, "SN"},
+          {A, RST, 1, 0, 0, 0, PASS, "RR"},
+          END}},
+    {"SYN|ACK refused by its addressee", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS},
+          {A, RST, 1, 0, 0, 0, PASS, "RR"},
+          END}},
+
+    {"beyond the window", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK, 1, 1, 1001, 1000, WINDOW},
+          {A, ACK, 1002, 1, 0, 1000, WINDOW},
+          {A, ACK, 2000, 1, 10, 1000, WINDOW},
+          {A, ACK, 1u << 31, 1, 10, 1000, WINDOW},
+          {A, ACK, 1, 1, 1000, 1000, PASS},
+          {A, ACK, 1001, 1, 1, 1000, WINDOW},
+          {B, ACK, 1, 501, 0, 1000, PASS},
+          {A, ACK, 1001, 1, 500, 1000, PASS},
+          END}},
+    {"a hole left by loss or reordering", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK, 501, 1, 100, 1000, PASS},
+          {A, ACK, 1, 1, 500, 1000, PASS},
+          {B, ACK, 1, 601, 0, 1000, PASS},
+          END}},
+    {"retransmissions", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK, 1, 1, 1000, 1000, PASS},
+          {A, ACK, 1, 1, 1000, 1000, PASS},
+          {B, ACK, 1, 1001, 0, 1000, PASS},
+          {A, ACK, 1001, 1, 1000, 1000, PASS},
+          {A, ACK, 1001, 1, 10, 1000, PASS},
+          {A, ACK, 501, 1, 1000, 1000, PASS},
+          {A, ACK, 991, 1, 10, 1000, PASS},
+          {A, ACK, 990, 1, 10, 1000, WINDOW},
+          {A, ACK, 1, 1, 999, 1000, WINDOW},
+          END}},
+    {"scaled windows", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{SCALED,
+          {B, ACK, 1, 1, 12801, 1000, WINDOW},
+          {B, ACK, 1, 1, 12800, 1000, PASS},
+          {A, ACK, 1, 1, 8001, 100, WINDOW},
+          {A, ACK, 1, 12801, 8000, 100, PASS},
+          {B, ACK, 12801, 8001, 12800, 1000, PASS},
+          END}},
+    {"a SYN's own window is not scaled", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "", W(7)},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "", W(7)},
+          {B, ACK, 1, 1, 1001, 1000, WINDOW},
+          {A, ACK, 1, 1, 1001, 1000, WINDOW, "ES"},
+          END}},
+    {"nor is it for retransmissions", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 65535, PASS, "", W(14)},
+          {B, SYN | ACK, 0, 1, 0, 65535, PASS, "", W(14)},
+          {A, ACK, 1, 1, 0, 4, PASS},
+          {B, ACK, 1, 1, 0, 4, PASS},
+          {A, ACK, 1, 1, 60000, 4, PASS},
+          {A, ACK, 1, 1, 60000, 4, PASS},
+          {A, ACK, -10000u, 1, 10, 4, WINDOW, "EE"},
+          END}},
+    {"one end scales: none does", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "", W(7)},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS},
+          {A, ACK, 1, 1, 0, 1000, PASS},
+          {B, ACK, 1, 1, 1001, 1000, WINDOW},
+          {B, ACK, 1, 1, 1000, 1000, PASS, "EE"},
+          END}},
+    {"only the answer scales: none does", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "", W(7)},
+          {A, ACK, 1, 1, 0, 1000, PASS},
+          {B, ACK, 1, 1, 0, 1000, PASS},
+          {A, ACK, 1, 1, 1001, 1000, WINDOW},
+          {A, ACK, 1, 1, 1000, 1000, PASS, "EE"},
+          END}},
+    {"acknowledgements", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {B, ACK, 201, 102, 0, 1000, WINDOW},
+          {B, ACK, 201, 102, 50, 1000, WINDOW},
+          {B, ACK, 201, 1u << 31, 0, 1000, WINDOW},
+          {B, ACK, 201, 51, 0, 1000, PASS},
+          {B, ACK, 201, -65000u, 0, 1000, PASS},
+          {B, ACK, 201, -67000u, 0, 1000, WINDOW},
+          {B, 0, 201, 101, 10, 1000, STATE},
+          END}},
+    {"keepalive", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, ACK, 100, 201, 0, 1000, PASS},
+          {B, ACK, 201, 101, 0, 1000, PASS},
+          {A, ACK, 100, 201, 1, 1000, PASS},
+          {B, ACK, 200, 101, 0, 1000, PASS, "EE"},
+          END}},
+    {"zero window probe", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK, 1, 1, 1000, 1000, PASS},
+          {B, ACK, 1, 1001, 0, 0, PASS},
+          {A, ACK, 1001, 1, 2, 1000, WINDOW},
+          {A, ACK, 1001, 1, 1, 1000, PASS},
+          {B, ACK, 1, 1001, 0, 0, PASS},
+          {A, ACK, 1001, 1, 1, 1000, PASS},
+          {A, ACK, 1000, 1, 0, 1000, PASS},
+          {B, ACK, 1, 1002, 0, 500, PASS},
+          {A, ACK, 1002, 1, 500, 1000, PASS, "EE"},
+          END}},
+    {"never a window", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 0, PASS},
+          {A, ACK, 1, 1, 0, 1000, PASS},
+          {A, ACK, 0, 1, 0, 1000, PASS},
+          {A, ACK, 1, 1, 1, 1000, PASS},
+          {A, ACK, 1, 1, 2, 1000, WINDOW, "EE"},
+          END}},
+
+    {"closed by the caller", STRICT, MOAT_T_TCP_CLOSED, ROWS{HANDSHAKE, DATA, CLOSE, END}},
+    {"closed by the called", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {B, FIN | ACK, 201, 101, 10, 1000, PASS, "EC"},
+          {A, FIN | ACK, 101, 212, 0, 1000, PASS, "CD"},
+          {B, ACK, 212, 102, 0, 1000, PASS, "DD"},
+          END}},
+    {"closed by both at once", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
+          {B, FIN | ACK, 201, 101, 0, 1000, PASS, "CC"},
+          {A, ACK, 102, 202, 0, 1000, PASS, "CD"},
+          {B, ACK, 202, 102, 0, 1000, PASS, "DD"},
+          END}},
+    {"half closed", STRICT, MOAT_T_TCP_CLOSING,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
+          {B, ACK, 201, 101, 500, 1000, PASS, "CE"},
+          {A, ACK, 102, 701, 0, 1000, PASS, "CE"},
+          {B, ACK, 701, 102, 500, 1000, PASS, "DE"},
+          {A, ACK, 102, 1201, 0, 1000, PASS, "DE"},
+          END}},
+    {"one FIN acknowledged", STRICT, MOAT_T_TCP_FIN_WAIT,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS},
+          {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
+          END}},
+    {"data behind a FIN", STRICT, MOAT_T_TCP_CLOSING,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 10, 1000, PASS, "CE"},
+          {A, ACK, 112, 201, 1, 1000, STATE},
+          {A, ACK, 111, 201, 2, 1000, STATE},
+          {A, FIN | ACK, 112, 201, 0, 1000, STATE},
+          {A, ACK, 101, 201, 10, 1000, PASS},
+          {A, FIN | ACK, 101, 201, 10, 1000, PASS},
+          {A, FIN | ACK, 111, 201, 0, 1000, PASS, "CE"},
+          END}},
+    {"a FIN overtakes data", STRICT, MOAT_T_TCP_CLOSING,
+     ROWS{HANDSHAKE,
+          {A, FIN | ACK, 501, 1, 0, 1000, PASS, "CE"},
+          {A, ACK, 1, 1, 500, 1000, PASS},
+          {B, ACK, 1, 501, 0, 1000, PASS, "CE"},
+          {B, ACK, 1, 502, 0, 1000, PASS, "DE"},
+          END}},
+    {"late acknowledgements", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          CLOSE,
+          {B, ACK, 201, 101, 0, 1000, PASS},
+          {A, ACK, 101, 201, 0, 1000, PASS},
+          {B, FIN | ACK, 201, 102, 0, 1000, PASS},
+          {A, ACK, 102, 202, 0, 1000, PASS},
+          {A, ACK, 1, 1, 100, 1000, PASS, "DD"},
+          {A, ACK, 102, 203, 0, 1000, WINDOW},
+          END}},
+
+    {"reset, exact", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE, DATA, {A, RST, 101, 0, 0, 0, PASS, "RR"}, END}},
+    {"reset, within the window only", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, RST, 102, 0, 0, 0, PASS, "EE"},
+          {A, RST, 1101, 0, 0, 0, PASS, "EE"},
+          {A, RST, 1102, 0, 0, 0, WINDOW},
+          {A, RST, -899u, 0, 0, 0, PASS, "EE"},
+          {A, RST, -900u, 0, 0, 0, WINDOW},
+          {B, ACK, 201, 101, 0, 1000, PASS, "EE"},
+          {B, RST | ACK, 201, 101, 0, 0, PASS, "RR"},
+          END}},
+    {"after a reset", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, RST, 101, 0, 0, 0, PASS, "RR"},
+          {A, RST, 101, 0, 0, 0, PASS, "RR"},
+          {B, ACK, 201, 101, 0, 1000, PASS},
+          {B, ACK, 201, 101, 10, 1000, STATE},
+          {B, ACK, 1, 101, 200, 1000, STATE},
+          {A, ACK, 101, 201, 10, 1000, STATE},
+          {A, SYN | ACK, 101, 201, 0, 1000, STATE, "RR"},
+          END}},
+    {"reset of a half closed one", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS},
+          {A, RST, 102, 0, 0, 0, PASS, "RR"},
+          END}},
+    {"opened again after a close", STRICT, MOAT_T_TCP_FIRST,
+     ROWS{HANDSHAKE,
+          DATA,
+          CLOSE,
+          {B, SYN | ACK, 9, 9, 0, 1000, STATE, "DD"},
+          {B, SYN, 9000, 0, 0, 1000, PASS, "NS"},
+          END}},
+    {"opened again after a reset", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE, {A, RST, 1, 0, 0, 0, PASS}, HANDSHAKE, DATA, END}},
+    {"not opened again while it lives", STRICT, MOAT_T_TCP_FIN_WAIT,
+     ROWS{HANDSHAKE,
+          {A, SYN, 9000, 0, 0, 1000, STATE, "EE"},
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS},
+          {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
+          {A, SYN, 9000, 0, 0, 1000, STATE, "DC"},
+          END}},
+
+    {"picked up", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, RST, 1, 0, 0, 0, NO_SES},
+          {A, SYN | ACK, 1, 1, 0, 1000, NO_SES},
+          {A, ACK, 5001, 7001, 100, 1000, PASS, "EE"},
+          {A, ACK, 5101, 7001, 100, 1000, PASS},
+          {B, ACK, 7001, 5201, 3000, 500, PASS},
+          {A, ACK, 5201, 10001, 0, 1000, PASS},
+          {A, ACK, 5201, 10001, 40000, 1000, PASS},
+          {B, ACK, 10001, 45201, 0, 500, PASS},
+          {B, ACK, 10001, 1u << 30, 0, 500, WINDOW},
+          {A, ACK, 1u << 31, 10001, 0, 500, WINDOW},
+          END}},
+    {"picked up: the silent end is learnt of what fits", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, ACK, 5001, 7001, 100, 10, PASS},
+          {B, ACK, 7001 + 163841, 5101, 0, 500, WINDOW},
+          {B, ACK, 7001 - 163841u, 5101, 0, 500, WINDOW},
+          {B, ACK, 7001 + (1u << 31), 5101, 0, 500, WINDOW},
+          {B, ACK, 7001, 5101 + (1u << 30), 0, 500, WINDOW},
+          {B, ACK, 7001, 5101, 163840, 500, PASS},
+          {A, ACK, 5101, 7001 + 163840, 0, 1, PASS},
+          END}},
+    {"picked up: of the caller too", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, ACK, 5001, 7001, 100, 1000, PASS},
+          {B, ACK, 7001, 5901, 100, 1000, PASS},
+          {A, ACK, 5901, 7101, 100, 1000, PASS},
+          END}},
+    {"picked up: a retransmission comes first", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, ACK, 5001, 7001, 100, 1000, PASS},
+          {B, ACK, 6001, 5101, 500, 500, PASS},
+          {A, ACK, 5101, 7001, 0, 1000, PASS},
+          {B, ACK, 7001, 5101, 500, 500, PASS, "EE"},
+          END}},
+    {"picked up while closing", LOOSE, MOAT_T_TCP_CLOSED,
+     ROWS{{A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
+          {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
+          {A, ACK, 102, 202, 0, 1000, PASS, "DD"},
+          END}},
+    {"picked up, with a window of 0", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, ACK, 5001, 7001, 100, 0, PASS},
+          {B, ACK, 7000, 5101, 0, 500, PASS},
+          {A, ACK, 5101, 7001, 0, 0, PASS},
+          {B, ACK, 7001, 5101, 1, 500, PASS, "EE"},
+          END}},
+
+    {"imported: moved on meanwhile", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, ACK, 40001, 201, 100, 1000, WINDOW},
+          {A, ACK, 40001, 201, 100, 1000, PASS, "EE", LENIENT},
+          {B, ACK, 30001, 40101, 100, 1000, PASS, "EE", LENIENT},
+          {A, ACK, 40101, 30101, 100, 1000, PASS},
+          {B, ACK, 30101, 40201, 100, 1000, PASS},
+          END}},
+    {"imported: not by any distance", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, ACK, 70000, 201, 0, 1000, WINDOW, "", LENIENT},
+          {A, ACK, 101, 70000, 0, 1000, WINDOW, "", LENIENT},
+          {A, ACK, -70000u, 201, 0, 1000, WINDOW, "", LENIENT},
+          {A, ACK, 101, -140000u, 0, 1000, WINDOW, "", LENIENT},
+          {B, ACK, 1u << 31, 101, 0, 1000, WINDOW, "", LENIENT},
+          END}},
+    {"picked up, then imported", LOOSE, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, ACK, 5001, 7001, 100, 65535, PASS},
+          {B, ACK, 7001, 5101, 100, 65535, PASS},
+          {A, ACK, 5001 - 100000u, 7101, 100, 65535, PASS, "", LENIENT},
+          {A, ACK, 5001 + 100000, 7101, 100, 65535, PASS, "", LENIENT},
+          {B, ACK, 7001 - 100000u, 5101, 100, 65535, PASS, "", LENIENT},
+          {B, ACK, 7001 + 100000, 5101, 100, 65535, PASS, "EE", LENIENT},
+          END}},
+};
+
+#define N_CONVERSATIONS (sizeof conversations / sizeof *conversations)
+
+/* The pipe's use of the module, without a table. */
+struct observer {
+    struct moat_ses_side side[2];
+    bool exists, loose;
+};
+
+static enum moat_reason observe(struct observer *o, unsigned dir, const struct moat_tcp_seg *s,
+                                bool lenient)
+{
+    struct moat_ses_side before[2];
+    enum moat_reason reason;
+
+    memcpy(before, o->side, sizeof before);
+    if (o->exists && moat_tcp_reopens(o->side, s))
+        o->exists = false;
+    if (!o->exists) {
+        reason = moat_tcp_open(o->side, dir, s, o->loose);
+        o->exists = reason == MOAT_R_NONE;
+    } else {
+        reason = moat_tcp_track(o->side, dir, s, lenient);
+    }
+    if (reason) /* refused, nothing changed */
+        ck_assert_mem_eq(o->side, before, sizeof before);
+    else
+        ck_assert(moat_tcp_valid(o->side));
+    return reason;
+}
+
+static void check_row(const struct conversation *c, const struct row *r, struct observer *o,
+                      const uint32_t isn[2], bool mirror)
+{
+    static const char letters[] = "NSECDR";
+    unsigned dir = r->dir ^ mirror;
+    struct moat_tcp_seg s = {.seq = isn[r->dir] + r->seq,
+                             .ack = r->flags & ACK ? isn[!r->dir] + r->ack : r->ack,
+                             .len = r->len,
+                             .win = r->win,
+                             .flags = r->flags,
+                             .wscale = r->wscale};
+    enum moat_reason reason = observe(o, dir, &s, r->lenient);
+
+    ck_assert_msg(reason == r->expect, "%s, row %d, from %x: %s, not %s", c->name,
+                  (int)(r - c->rows), isn[0], moat_reason_name(reason),
+                  moat_reason_name(r->expect));
+    for (int i = 0; i < 2 && *r->state; i++)
+        ck_assert_msg(letters[o->side[i ^ mirror].state] == r->state[i], "%s, row %d: %c is in %c",
+                      c->name, (int)(r - c->rows), 'A' + i, letters[o->side[i ^ mirror].state]);
+}
+
+START_TEST(conversation)
+{
+    static const uint32_t isns[][2] = {
+        {1000000, 2000000}, {0, 0},           {-1u, -1u},           {-50u, -150u},
+        {-5051u, -7051u},   {-30000u, 5},     {1u << 31, -40000u},  {(1u << 31) - 60u, -1u},
+        {-12000u, -8000u},  {-70000u, -100u}, {-100u, 0x7fffff80u},
+    };
+    const struct conversation *c = &conversations[_i];
+
+    for (size_t i = 0; i < 2 * sizeof isns / sizeof *isns; i++) {
+        struct observer o = {.loose = c->loose};
+        const struct row *r;
+
+        for (r = c->rows; r->expect != MOAT_N_REASONS; r++)
+            check_row(c, r, &o, isns[i / 2], i & 1);
+        if (o.exists)
+            ck_assert_msg(moat_tcp_timer(o.side) == c->timer, "%s: timer %d", c->name,
+                          moat_tcp_timer(o.side));
+    }
+}
+END_TEST
+
+/* --- two simulated ends --- */
+
+#define MAX_FLIGHT 256
+#define N_HOLES 8
+
+struct packet {
+    struct moat_tcp_seg s;
+    uint32_t due;
+    uint8_t dir;
+    bool observed;
+};
+
+struct end {
+    uint32_t isn, una, nxt, max; /* sent: acknowledged, next, highest */
+    uint32_t edge;               /* right edge that the peer allows */
+    uint32_t stop;               /* sequence number of the FIN */
+    uint32_t got, shown;         /* received in order; right edge shown to the peer */
+    uint32_t buffer, unread;
+    struct {
+        uint32_t from, to;
+    } early[N_HOLES]; /* received out of order; from == to: free */
+    uint32_t fin;     /* the peer's, if fin_known */
+    uint32_t timer;
+    uint8_t scale, offer; /* in use; option of the SYN */
+    bool heard, up, fin_known, owes;
+};
+
+struct sim {
+    struct end end[2];
+    struct packet flight[MAX_FLIGHT];
+    unsigned n;
+    uint32_t now;
+    unsigned loss, spread; /* percent; how late a segment may be */
+    unsigned skip;         /* segments that pass before the observer starts */
+    unsigned refused, forged;
+    struct observer o;
+};
+
+static uint32_t rnd(uint32_t n)
+{
+    return (uint32_t)random() % n;
+}
+
+static uint32_t rnd32(void)
+{
+    return (uint32_t)random() << 16 ^ (uint32_t)random();
+}
+
+static bool before(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+
+static void put(struct sim *m, const struct packet *p)
+{
+    if (m->n == MAX_FLIGHT || rnd(100) < m->loss)
+        return;
+    m->flight[m->n] = *p;
+    m->flight[m->n].due = m->now + 1 + (rnd(4) ? 0 : rnd(m->spread));
+    m->n++;
+}
+
+static void emit(struct sim *m, unsigned d, uint8_t flags, uint32_t seq, uint32_t len)
+{
+    struct end *e = &m->end[d];
+    uint8_t scale = flags & SYN ? 0 : e->scale;
+    uint32_t room = (e->buffer - e->unread) >> scale << scale, win;
+    struct packet p = {.dir = (uint8_t)d};
+
+    if (before(e->shown, e->got + room))
+        e->shown = e->got + room; /* never taken back */
+    win = (e->shown - e->got) >> scale;
+    if (win > UINT16_MAX) {
+        win = UINT16_MAX;
+        e->shown = e->got + (win << scale);
+    }
+    p.s = (struct moat_tcp_seg){.seq = seq,
+                                .ack = flags & ACK ? e->got : 0,
+                                .len = len,
+                                .win = (uint16_t)win,
+                                .flags = flags,
+                                .wscale = flags & SYN ? e->offer : 0};
+    seq += len + !!(flags & SYN) + !!(flags & FIN);
+    if (before(e->max, seq))
+        e->max = seq;
+    e->owes = false;
+    put(m, &p);
+    if (!rnd(50))
+        put(m, &p); /* doubled on the way */
+}
+
+/* Data from seq on, as far as the window goes, with the FIN if it fits. */
+static bool emit_data(struct sim *m, unsigned d, uint32_t seq)
+{
+    struct end *e = &m->end[d];
+    uint32_t room = before(seq, e->edge) ? e->edge - seq : 0, len;
+    bool last;
+
+    if (before(e->stop, seq))
+        return false;
+    len = e->stop - seq;
+    len = len < room ? len : room;
+    if (len > 9000)
+        len = 9000;
+    if (len > 1 && !rnd(4))
+        len = 1 + rnd(len);
+    last = seq + len == e->stop && len < room;
+    if (!len && !last)
+        return false;
+    emit(m, d, last ? FIN | ACK : ACK, seq, len);
+    if (before(e->nxt, seq + len + last))
+        e->nxt = seq + len + last;
+    return true;
+}
+
+static void act(struct sim *m, unsigned d)
+{
+    struct end *e = &m->end[d];
+
+    if (e->unread && rnd(2)) {
+        e->unread -= 1 + rnd(e->unread);
+        e->owes |= e->up && !rnd(3); /* window update */
+    }
+    if (!e->up) {
+        if (e->nxt != e->isn && m->now >= e->timer) {
+            emit(m, d, e->heard ? SYN | ACK : SYN, e->isn, 0);
+            e->timer = m->now + 20 + rnd(20);
+        }
+        return;
+    }
+    if (rnd(3) && emit_data(m, d, e->nxt)) {
+        e->timer = m->now + 20 + rnd(20);
+    } else if (m->now >= e->timer) {
+        if (!emit_data(m, d, e->una)) {
+            /* Probes: a byte beyond a closed window, or an old one. */
+            if (e->una == e->edge && before(e->una, e->stop) && rnd(2)) {
+                emit(m, d, ACK, e->una, 1);
+                if (e->nxt == e->una)
+                    e->nxt++;
+            } else {
+                emit(m, d, ACK, e->una - 1, 0);
+            }
+        }
+        e->timer = m->now + 20 + rnd(20);
+    } else if (e->owes && rnd(2)) {
+        emit(m, d, ACK, e->nxt, 0);
+    }
+}
+
+static void store(struct end *e, uint32_t from, uint32_t to)
+{
+    uint32_t was = e->got;
+    int free = -1;
+
+    if (before(e->shown, to))
+        to = e->shown;
+    if (!before(from, to))
+        return;
+    for (int i = 0; i < N_HOLES; i++)
+        if (e->early[i].from == e->early[i].to)
+            free = i;
+    if (before(e->got, from)) {
+        if (free >= 0 && rnd(8)) {
+            e->early[free].from = from;
+            e->early[free].to = to;
+        }
+        return;
+    }
+    if (before(e->got, to))
+        e->got = to;
+    for (int again = 1; again;) {
+        again = 0;
+        for (int i = 0; i < N_HOLES; i++) {
+            if (e->early[i].from == e->early[i].to || before(e->got, e->early[i].from))
+                continue;
+            again = before(e->got, e->early[i].to);
+            if (again)
+                e->got = e->early[i].to;
+            e->early[i].from = e->early[i].to;
+            if (again)
+                break;
+        }
+    }
+    e->unread += e->got - was;
+}
+
+static void receive_syn(struct end *e, const struct moat_tcp_seg *s)
+{
+    e->owes = true;
+    if (e->heard)
+        return;
+    e->heard = true;
+    e->got = e->shown = s->seq + 1;
+    e->edge = e->una + (s->flags & ACK ? 0 : 1) + s->win;
+    e->scale = e->offer & s->wscale & 0x80 ? e->offer & 15 : 0;
+    e->timer = 0;
+    if (e->nxt == e->isn) /* the called end */
+        e->nxt = e->max = e->isn + 1;
+}
+
+static void receive(struct sim *m, const struct packet *p, uint8_t peers_scale)
+{
+    struct end *e = &m->end[!p->dir];
+    const struct moat_tcp_seg *s = &p->s;
+    uint32_t end = s->seq + s->len;
+
+    if (s->flags & SYN)
+        receive_syn(e, s);
+    if (!e->heard || e->nxt == e->isn)
+        return;
+    if (s->flags & ACK && before(e->una, s->ack) && !before(e->max, s->ack)) {
+        e->una = s->ack;
+        e->up = true;
+        e->timer = m->now + 20;
+        if (before(e->nxt, e->una))
+            e->nxt = e->una;
+    }
+    if (s->flags & SYN || !e->up)
+        return;
+    if (before(e->edge, s->ack + ((uint32_t)s->win << peers_scale)))
+        e->edge = s->ack + ((uint32_t)s->win << peers_scale);
+    if (s->len || s->flags & FIN || s->seq != e->got)
+        e->owes = true;
+    store(e, s->seq, end);
+    if (s->flags & FIN) {
+        e->fin = end;
+        e->fin_known = true;
+    }
+    if (e->fin_known && e->got == e->fin)
+        e->got++;
+}
+
+static uint32_t largest_window(const struct end *e)
+{
+    uint32_t most = e->buffer >> e->scale;
+
+    return (most < UINT16_MAX ? most : UINT16_MAX) << e->scale;
+}
+
+/* Whether the receiver would learn anything: new data, a new acknowledgement, a window.
+ * A SYN|ACK that comes after what followed it is told again with every segment.  One that
+ * was overtaken by a whole window of either direction is as good as lost (RFC 5961,
+ * section 5.2). */
+static bool matters(const struct sim *m, const struct packet *p)
+{
+    const struct end *r = &m->end[!p->dir], *from = &m->end[p->dir];
+    uint32_t back = largest_window(from), forth = largest_window(r);
+    uint32_t room = p->s.len + !!(p->s.flags & (SYN | FIN)), end = p->s.seq + room;
+
+    if (p->s.flags & SYN ? from->up
+                         : before(p->s.ack + (back > 66000 ? back : 66000), r->max) ||
+                               before(end + forth, from->max))
+        return false;
+    return !r->heard || (room && before(r->got, end)) || before(r->una, p->s.ack) ||
+           (p->s.seq == r->got && p->s.ack == r->una);
+}
+
+/* Somebody off the path, who does not know the numbers. */
+static void forge(struct sim *m)
+{
+    static const uint8_t flags[] = {ACK, ACK, FIN | ACK, RST, SYN | ACK, SYN};
+    unsigned d = rnd(2);
+    uint32_t a = m->end[0].buffer, b = m->end[1].buffer, far = 4 * (a > b ? a : b) + 150000;
+    uint32_t off = far + rnd32() % ((1u << 31) - 2 * far);
+    struct moat_tcp_seg s = {.seq = m->end[d].max,
+                             .ack = m->end[!d].max,
+                             .len = rnd(1500),
+                             .win = (uint16_t)rnd(65536),
+                             .flags = flags[rnd(6)]};
+
+    off = rnd(2) ? off : -off;
+    if (s.flags == ACK && rnd(2))
+        s.ack += off;
+    else
+        s.seq += off;
+    /* A session that was picked up believes in any window. */
+    if (m->o.loose || !m->o.exists || !m->end[0].up || !m->end[1].up ||
+        moat_tcp_reopens(m->o.side, &s))
+        return;
+    ck_assert_msg(observe(&m->o, d, &s, false) != MOAT_R_NONE, "forged: flags %x seq %+d ack %+d",
+                  s.flags, (int)(s.seq - m->end[d].max), (int)(s.ack - m->end[!d].max));
+    m->forged++;
+}
+
+static void arrive(struct sim *m, struct packet p)
+{
+    const struct end *from = &m->end[p.dir];
+    enum moat_reason reason;
+
+    if (p.observed) {
+        receive(m, &p, from->scale);
+        return;
+    }
+    p.observed = true;
+    if (m->skip || (m->o.loose && !m->o.exists && p.s.flags & SYN)) {
+        m->skip -= m->skip > 0;
+        put(m, &p);
+        return;
+    }
+    if (m->o.exists && moat_tcp_reopens(m->o.side, &p.s))
+        return; /* a SYN that late opens anew */
+    reason = observe(&m->o, p.dir, &p.s, false);
+    if (reason == MOAT_R_NONE) {
+        put(m, &p);
+        return;
+    }
+    m->refused++;
+    ck_assert_msg(!matters(m, &p) || (m->o.loose && reason == MOAT_R_TCP_NO_SESSION),
+                  "%s: flags %x seq %+d len %u ack %+d win %u; side %x..%x %x..%x",
+                  moat_reason_name(reason), p.s.flags, (int)(p.s.seq - from->isn), p.s.len,
+                  (int)(p.s.ack - m->end[!p.dir].isn), p.s.win, m->o.side[p.dir].seq_lo - from->isn,
+                  m->o.side[p.dir].seq_hi - from->isn,
+                  m->o.side[!p.dir].seq_lo - m->end[!p.dir].isn,
+                  m->o.side[!p.dir].seq_hi - m->end[!p.dir].isn);
+}
+
+static bool is_closed(const struct end *e)
+{
+    return e->up && e->una == e->stop + 1 && e->fin_known && e->got == e->fin + 1;
+}
+
+static void start(struct sim *m, bool midstream)
+{
+    memset(m, 0, sizeof *m);
+    m->loss = rnd(3) ? rnd(4) : rnd(20);
+    m->spread = 1 + rnd(30);
+    if (midstream) {
+        m->skip = 2 + rnd(40);
+        m->o.loose = true;
+    }
+    for (int d = 0; d < 2; d++) {
+        struct end *e = &m->end[d];
+        unsigned bits = 8 + rnd(13);
+
+        e->isn = rnd(2) ? rnd32() : -rnd(200000);
+        e->una = e->nxt = e->max = e->isn;
+        e->buffer = (1u << bits) + rnd(1u << bits);
+        e->offer = rnd(4) ? (uint8_t)(0x80 | (rnd(2) ? rnd(8) : rnd(15))) : 0;
+        e->stop = e->isn + 1 + (rnd(4) ? rnd(3 * e->buffer) % 300000 : 0);
+    }
+    for (unsigned d = 0; d < 2; d++)
+        if (!d || !rnd(10)) /* now and then both call */
+            m->end[d].nxt = m->end[d].max = m->end[d].isn + 1;
+}
+
+/* True if it came to its end. */
+static bool run(struct sim *m, unsigned n_steps)
+{
+    unsigned reset_at = rnd(10) ? n_steps : rnd(300);
+
+    for (m->now = 1; m->now < n_steps; m->now++) {
+        for (unsigned i = 0; i < m->n;) {
+            struct packet p = m->flight[i];
+
+            if (p.due > m->now) {
+                i++;
+                continue;
+            }
+            m->flight[i] = m->flight[--m->n];
+            arrive(m, p);
+        }
+        if (is_closed(&m->end[0]) && is_closed(&m->end[1]))
+            return true;
+        act(m, 0);
+        act(m, 1);
+        if (!rnd(20))
+            forge(m);
+        if (m->now > reset_at && m->end[0].up && !m->skip && m->o.exists && !m->o.loose) {
+            struct moat_tcp_seg s = {.seq = m->end[0].nxt, .flags = RST};
+
+            ck_assert_uint_eq(observe(&m->o, 0, &s, false), MOAT_R_NONE);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void simulate(unsigned n, bool midstream)
+{
+    unsigned done = 0, forged = 0, refused = 0;
+
+    srandom(midstream ? 5 : 4);
+    for (unsigned i = 0; i < n; i++) {
+        struct sim m;
+
+        start(&m, midstream);
+        done += run(&m, 4000);
+        forged += m.forged;
+        refused += m.refused;
+    }
+    ck_assert_uint_gt(done, n / 100 * 85);
+    ck_assert_uint_lt(refused, n);
+    ck_assert(midstream || forged > n);
+}
+
+START_TEST(honest_ends_are_never_refused)
+{
+    simulate(20000, false);
+}
+END_TEST
+
+START_TEST(honest_ends_picked_up_midstream)
+{
+    simulate(4000, true);
+}
+END_TEST
+
+/* What a session's record may hold when it comes with a migration. */
+START_TEST(valid_records)
+{
+    static const struct {
+        uint8_t state[2], wscale[2];
+        bool valid;
+    } table[] = {
+        {{S, N}, {0, 0}, true},      {{N, S}, {0x80, 0}, true},  {{E, E}, {0x87, 0x8e}, true},
+        {{R, R}, {0, 0}, true},      {{N, N}, {0, 0}, false},    {{R + 1, E}, {0, 0}, false},
+        {{E, R + 1}, {0, 0}, false}, {{E, 255}, {0, 0}, false},  {{E, E}, {0x8f, 0}, false},
+        {{E, E}, {0, 0x0f}, false},  {{E, E}, {0x90, 0}, false},
+    };
+
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        struct moat_ses_side side[2] = {{.state = table[i].state[0], .wscale = table[i].wscale[0]},
+                                        {.state = table[i].state[1], .wscale = table[i].wscale[1]}};
+
+        ck_assert_msg(moat_tcp_valid(side) == table[i].valid, "record %zu", i);
+    }
+}
+END_TEST
+
+START_TEST(timers)
+{
+    enum {
+        FI = MOAT_T_TCP_FIRST,
+        OP = MOAT_T_TCP_OPENING,
+        ES = MOAT_T_TCP_ESTABLISHED,
+        CL = MOAT_T_TCP_CLOSING,
+        FW = MOAT_T_TCP_FIN_WAIT,
+        OV = MOAT_T_TCP_CLOSED,
+    };
+    /* N S E C D R, in each direction */
+    static const uint8_t table[6][6] = {
+        {FI, FI, FI, CL, CL, OV}, {0, OP, OP, CL, CL, OV}, {0, 0, ES, CL, CL, OV},
+        {0, 0, 0, FW, FW, OV},    {0, 0, 0, 0, OV, OV},    {0, 0, 0, 0, 0, OV},
+    };
+
+    for (uint8_t a = N; a <= R; a++) {
+        for (uint8_t b = a; b <= R; b++) {
+            struct moat_ses_side side[2] = {{.state = a}, {.state = b}};
+            struct moat_ses_side turned[2] = {side[1], side[0]};
+            struct moat_tcp_seg syn = {.flags = SYN}, ack = {.flags = SYN | ACK};
+
+            ck_assert_uint_eq(moat_tcp_timer(side), table[a][b]);
+            ck_assert_uint_eq(moat_tcp_timer(turned), table[a][b]);
+            ck_assert_int_eq(moat_tcp_reopens(side, &syn), b == R || a == D);
+            ck_assert(!moat_tcp_reopens(side, &ack));
+        }
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("state_tcp");
+    TCase *tc = tcase_create("tcp");
+    SRunner *sr;
+    int failed;
+
+    tcase_set_timeout(tc, 300);
+    tcase_add_loop_test(tc, conversation, 0, (int)N_CONVERSATIONS);
+    tcase_add_test(tc, valid_records);
+    tcase_add_test(tc, timers);
+    tcase_add_test(tc, honest_ends_are_never_refused);
+    tcase_add_test(tc, honest_ends_picked_up_midstream);
+    suite_add_tcase(s, tc);
+    sr = srunner_create(s);
+    srunner_run_all(sr, CK_NORMAL);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed != 0;
+}
