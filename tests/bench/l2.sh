@@ -3,6 +3,7 @@
 # sends 256 UDP flows of 64-byte packets, VM "sink" swallows them. A round starts a plain
 # switch and measures it with one flow and with ct(), then starts it with Moat preloaded.
 # Used by scripts/bench: wants its variables, sample() and failed().
+# shellcheck disable=SC2154
 : "${testbed_lib:?source testbed.sh}"
 
 l2_flows=256

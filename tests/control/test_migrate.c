@@ -942,7 +942,7 @@ START_TEST(histories)
 {
     bool accidents = _i & 1;
 
-    for (uint32_t k = 0; k < 400; k++) {
+    for (uint32_t k = 0; k < 150; k++) {
         uint32_t seed = (uint32_t)_i * 100003 + k * 7919 + 1;
         int at = 0;
 

@@ -267,8 +267,6 @@ kill -STOP "${pid[A]}" # it can no longer confirm
 say B log "$(path B)" on
 say B stop "$(path B)"
 until_ok "B frozen" slot_has B 'state=frozen'
-kill -KILL "${pid[A]}"
-kill -CONT "${pid[A]}"
 stop A -KILL
 stop B -KILL
 start_moatd B
