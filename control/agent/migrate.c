@@ -593,6 +593,11 @@ static void settle_arriving(struct mig *m, long long now, struct mig_out *out)
     }
     if (!f->running)
         m->shut = false;
+    if (f->slot_state == MOAT_SLOT_ACTIVE && f->running && !m->expired) {
+        /* The engine took us for dead and opened. */
+        m->expired = true;
+        m->expired_at = now;
+    }
     if (!m->shut && shut_here(m)) {
         claim(m, MOAT_SLOT_ARRIVING, out); /* plugged again, or forgetting was cut short */
         set_state(out, MOAT_SLOT_ARRIVING, 0);

@@ -2,6 +2,7 @@
 # The rows that scripts/bench prints. Names are for good: results are followed by them.
 # A row is made from samples of two keys, by round; `minus` subtracts the plain switch's
 # value of the same round.
+# shellcheck disable=SC2154
 
 # core_rows: NAME MODE ARGS of each in-process row.
 core_rows() {
