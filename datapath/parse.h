@@ -71,9 +71,8 @@ struct moat_pkt {
     const uint8_t *src, *dst; /* L3 addresses in data: 4 or 16 bytes; ARP: spa, tpa */
     struct moat_tcp_seg tcp;
 
-    /* Filled in by the pipe. */
-    uint32_t hash;
-    uint32_t session;
+    /* The pipe's own. */
+    bool quick; /* moat_parse() has not seen it yet (quick.h) */
 };
 
 /* Parses one frame.  Sets all output fields; `kind` is MOAT_PKT_BAD if and only if

@@ -4,6 +4,9 @@
  * look all keys up; track the packets of known sessions; classify the rest, open what
  * policy permits.  The passes share one struct burst on the stack.
  *
+ * The packet that nearly all are takes a straight line through the first pass (quick.h),
+ * and a burst of nothing else through the second.
+ *
  * Every packet starts refused.  A packet leaves a pass with a reason, or goes on to the
  * next one, or has passed. */
 
@@ -14,6 +17,7 @@
 #include "classify.h"
 #include "engine.h"
 #include "guard.h"
+#include "quick.h"
 #include "slot.h"
 #include "state_other.h"
 #include "state_tcp.h"
@@ -29,13 +33,17 @@ struct burst {
     uint64_t bytes;     /* of those */
     uint32_t stateless; /* to be judged by the rules alone */
     uint32_t errors;    /* ICMP errors */
+    bool all_quick;     /* no key came the long way */
     unsigned n;         /* with a key: */
     uint8_t which[MOAT_BURST_MAX];
     struct moat_key keys[MOAT_BURST_MAX];
     uint64_t hashes[MOAT_BURST_MAX];
-    const struct moat_pkt *keyed[MOAT_BURST_MAX];
+    struct moat_pkt *keyed[MOAT_BURST_MAX];
     uint32_t found[MOAT_BURST_MAX];
 };
+
+/* One copy of the live path per direction: `dir` is a constant in each. */
+#define STRAIGHT static inline __attribute__((always_inline))
 
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 #define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
@@ -119,30 +127,48 @@ static bool own_rarp(struct burst *b, unsigned i)
     return true;
 }
 
-static void parse_all(struct burst *b, unsigned n)
+static void add_key(struct burst *b, unsigned i, uint64_t hash)
+{
+    b->which[b->n] = (uint8_t)i;
+    b->keyed[b->n] = &b->pkts[i];
+    b->hashes[b->n] = hash;
+    moat_session_prefetch(b->engine->sessions, hash);
+    b->n++;
+}
+
+static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
+{
+    struct moat_pkt *p = &b->pkts[i];
+    enum moat_reason reason;
+
+    p->quick = false;
+    moat_parse(p);
+    if (p->kind == MOAT_PKT_RARP && own_rarp(b, i))
+        return;
+    reason = admit(b, p);
+    if (reason) {
+        refuse(b, i, reason);
+    } else if (makes_sessions(p)) {
+        b->all_quick = false;
+        add_key(b, i,
+                moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[b->n]));
+    } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
+        b->errors |= 1u << i;
+    } else {
+        b->stateless |= 1u << i;
+    }
+}
+
+STRAIGHT void parse_all(struct burst *b, unsigned n, const enum moat_dir dir)
 {
     for (unsigned i = 0; i < n; i++) {
-        struct moat_pkt *p = &b->pkts[i];
-        enum moat_reason reason;
+        struct moat_key *k = &b->keys[b->n];
 
-        moat_parse(p);
-        if (__builtin_expect(p->kind == MOAT_PKT_RARP, 0) && own_rarp(b, i))
-            continue;
-        reason = admit(b, p);
-        if (reason) {
-            refuse(b, i, reason);
-        } else if (makes_sessions(p)) {
-            unsigned k = b->n++;
-
-            b->which[k] = (uint8_t)i;
-            b->keyed[k] = p;
-            b->hashes[k] =
-                moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
-            moat_session_prefetch(b->engine->sessions, b->hashes[k]);
-        } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
-            b->errors |= 1u << i;
+        if (__builtin_expect(moat_quick(b->view, &b->pkts[i], dir, k), 1)) {
+            b->pkts[i].quick = true;
+            add_key(b, i, moat_session_hash4(b->engine->sessions, k));
         } else {
-            b->stateless |= 1u << i;
+            parse_one(b, i);
         }
     }
 }
@@ -193,24 +219,24 @@ static bool rejudge(struct burst *b, struct moat_session *s)
     return true;
 }
 
-static enum moat_reason track_state(struct burst *b, struct moat_session *s,
-                                    const struct moat_pkt *p)
+STRAIGHT enum moat_reason track_state(struct moat_session *s, const struct moat_pkt *p,
+                                      const enum moat_dir dir)
 {
     const uint8_t waits = MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
     uint8_t flags = LOAD(&s->flags);
-    uint8_t mine = b->dir == MOAT_FROM_VM ? MOAT_SES_F_WAIT_FROM_VM : MOAT_SES_F_WAIT_TO_VM;
+    uint8_t mine = dir == MOAT_FROM_VM ? MOAT_SES_F_WAIT_FROM_VM : MOAT_SES_F_WAIT_TO_VM;
 
     if (p->kind == MOAT_PKT_TCP) {
-        enum moat_reason reason = moat_tcp_track(s->side, b->dir, &p->tcp, flags & waits);
+        enum moat_reason reason = moat_tcp_track(s->side, dir, &p->tcp, flags & waits);
 
         if (reason)
             return reason;
     } else {
-        moat_other_track(s->side, b->dir);
+        moat_other_track(s->side, dir);
     }
     if (flags & mine)
         __atomic_fetch_and(&s->flags, (uint8_t)~mine, __ATOMIC_RELAXED);
-    if (b->dir != s->dir && !(flags & MOAT_SES_F_REPLIED))
+    if (dir != LOAD(&s->dir) && !(flags & MOAT_SES_F_REPLIED))
         __atomic_fetch_or(&s->flags, MOAT_SES_F_REPLIED, __ATOMIC_RELAXED);
     return MOAT_R_NONE;
 }
@@ -223,16 +249,17 @@ static bool is_over(const struct burst *b, const struct moat_session *s, const s
 }
 
 /* Counts may lose a packet if two threads serve one direction (several queues). */
-static void account(struct burst *b, struct moat_session *s, const struct moat_pkt *p)
+STRAIGHT void account(const struct burst *b, struct moat_session *s, const struct moat_pkt *p,
+                      const enum moat_dir dir)
 {
     if (LOAD(&s->seen) != b->thread->now_s)
         STORE(&s->seen, b->thread->now_s);
-    STORE(&s->packets[b->dir], LOAD(&s->packets[b->dir]) + 1);
-    STORE(&s->bytes[b->dir], LOAD(&s->bytes[b->dir]) + p->total);
+    STORE(&s->packets[dir], LOAD(&s->packets[dir]) + 1);
+    STORE(&s->bytes[dir], LOAD(&s->bytes[dir]) + p->total);
 }
 
 /* A packet of a live session. */
-static void track(struct burst *b, unsigned i, struct moat_session *s)
+STRAIGHT void track_in(struct burst *b, unsigned i, struct moat_session *s, const enum moat_dir dir)
 {
     struct moat_pkt *p = &b->pkts[i];
     enum moat_reason reason;
@@ -241,13 +268,18 @@ static void track(struct burst *b, unsigned i, struct moat_session *s)
         refuse(b, i, MOAT_R_POLICY_CHANGE);
         return;
     }
-    reason = track_state(b, s, p);
+    reason = track_state(s, p, dir);
     if (reason) {
         refuse(b, i, reason);
         return;
     }
-    account(b, s, p);
+    account(b, s, p, dir);
     pass(b, i);
+}
+
+static void track(struct burst *b, unsigned i, struct moat_session *s)
+{
+    track_in(b, i, s, b->dir);
 }
 
 /* --- new sessions --- */
@@ -373,15 +405,17 @@ static void insert(struct burst *b, unsigned k, const struct moat_session *fresh
 static void open_session(struct burst *b, unsigned k)
 {
     unsigned i = b->which[k];
-    const struct moat_pkt *p = b->keyed[k];
+    struct moat_pkt *p = b->keyed[k];
     struct moat_session *old = NULL;
     struct moat_session fresh;
     struct moat_match d;
     struct moat_flow flow;
     enum moat_reason reason;
-    uint32_t index =
-        moat_session_lookup(b->engine->sessions, &b->keys[k], b->hashes[k], p, b->dir);
+    uint32_t index;
 
+    if (p->quick)
+        moat_parse(p);
+    index = moat_session_lookup(b->engine->sessions, &b->keys[k], b->hashes[k], p, b->dir);
     if (index != MOAT_NO_SESSION) {
         old = moat_session_at(b->engine->sessions, index);
         if (!is_over(b, old, p)) { /* opened by a packet before this one */
@@ -429,8 +463,7 @@ static void judge_error(struct burst *b, unsigned i)
         struct moat_session *s = moat_session_at(b->engine->sessions, index);
 
         if (!(LOAD(&s->flags) & MOAT_SES_F_CUT) && !moat_session_expired(s, b->thread->now_s) &&
-            LOAD(&s->side[back].state) &&
-            (LOAD(&s->serial) == b->view->serial || rejudge(b, s))) {
+            LOAD(&s->side[back].state) && (LOAD(&s->serial) == b->view->serial || rejudge(b, s))) {
             pass(b, i);
             return;
         }
@@ -452,25 +485,47 @@ static void judge_stateless(struct burst *b, unsigned i)
         pass(b, i);
 }
 
-static void filter(struct burst *b, unsigned n)
+/* Tracks the packets of live sessions; bit k of the result: keyed packet k has none, or
+ * it is not where it was looked for. */
+STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bool candidates)
 {
+    struct moat_session *sessions = moat_session_at(b->engine->sessions, 0);
     uint32_t misses = 0;
 
-    parse_all(b, n);
-    moat_session_lookup_bulk(b->engine->sessions, b->keys, b->hashes, b->keyed, b->dir, b->n,
-                             b->found);
     for (unsigned k = 0; k < b->n; k++) {
         struct moat_session *s;
 
-        if (b->found[k] == MOAT_NO_SESSION) {
+        if (!candidates && b->found[k] == MOAT_NO_SESSION) {
             misses |= 1u << k;
             continue;
         }
-        s = moat_session_at(b->engine->sessions, b->found[k]);
-        if (__builtin_expect(is_over(b, s, b->keyed[k]), 0))
+        s = &sessions[b->found[k]];
+        if (__builtin_expect(
+                (candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, b->keyed[k]), 0))
             misses |= 1u << k;
         else
-            track(b, b->which[k], s);
+            track_in(b, b->which[k], s, dir);
+    }
+    return misses;
+}
+
+static __attribute__((noinline)) uint32_t look_up_all(struct burst *b)
+{
+    moat_session_lookup_bulk(b->engine->sessions, b->keys, b->hashes,
+                             (const struct moat_pkt *const *)b->keyed, b->dir, b->n, b->found);
+    return track_found(b, b->dir, false);
+}
+
+STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
+{
+    uint32_t misses;
+
+    parse_all(b, n, dir);
+    if (__builtin_expect(b->all_quick, 1)) {
+        moat_session_candidates(b->engine->sessions, b->keys, b->hashes, b->n, b->found);
+        misses = track_found(b, dir, true);
+    } else {
+        misses = look_up_all(b);
     }
     for (; misses; misses &= misses - 1)
         open_session(b, (unsigned)__builtin_ctz(misses));
@@ -478,6 +533,15 @@ static void filter(struct burst *b, unsigned n)
         judge_stateless(b, (unsigned)__builtin_ctz(m));
     for (uint32_t m = b->errors; m; m &= m - 1)
         judge_error(b, (unsigned)__builtin_ctz(m));
+}
+
+static void filter(struct burst *b, unsigned n)
+{
+    b->all_quick = true;
+    if (b->dir == MOAT_FROM_VM)
+        filter_in(b, n, MOAT_FROM_VM);
+    else
+        filter_in(b, n, MOAT_TO_VM);
 }
 
 /* --- the slot's state decides --- */

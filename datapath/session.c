@@ -123,18 +123,30 @@ static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
     return mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
 }
 
+static inline uint64_t hash_halves(const struct moat_session_table *t, uint64_t l, uint64_t r,
+                                   uint64_t rest)
+{
+    uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
+
+    return mum(mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2], rest ^ t->seed[3]);
+}
+
 /* Symmetric in (local, lport) and (remote, rport).  For ICMP only the identifier counts:
  * the other half of the pair differs between the two slots. */
 static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat_key *k)
 {
     bool icmp = k->proto == 1 || k->proto == 58;
-    uint64_t l = (uint64_t)k->local << 16 | (icmp ? 0 : k->lport);
-    uint64_t r = (uint64_t)k->remote << 16 | (icmp ? 0 : k->rport);
-    uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
-    uint64_t rest = (uint64_t)k->proto << 48 | (uint64_t)k->family << 40 |
-                    (uint64_t)k->vlan << 16 | (icmp ? k->lport : 0);
 
-    return mum(mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2], rest ^ t->seed[3]);
+    return hash_halves(t, (uint64_t)k->local << 16 | (icmp ? 0 : k->lport),
+                       (uint64_t)k->remote << 16 | (icmp ? 0 : k->rport),
+                       (uint64_t)k->proto << 48 | (uint64_t)k->family << 40 |
+                           (uint64_t)k->vlan << 16 | (icmp ? k->lport : 0));
+}
+
+uint64_t moat_session_hash4(const struct moat_session_table *t, const struct moat_key *k)
+{
+    return hash_halves(t, (uint64_t)k->local << 16 | k->lport, (uint64_t)k->remote << 16 | k->rport,
+                       (uint64_t)k->proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
 }
 
 static inline uint32_t first_bucket(const struct moat_session_table *t, uint64_t hash)
@@ -201,7 +213,7 @@ static inline uint32_t match_ways(const struct moat_bucket *b, uint32_t tag)
     __m128i hi = _mm_cmpeq_epi32(_mm_load_si128((const __m128i *)&b->tag[4]), want);
 
     return (uint32_t)_mm_movemask_epi8(
-               _mm_packs_epi16(_mm_packs_epi32(lo, hi), _mm_setzero_si128()));
+        _mm_packs_epi16(_mm_packs_epi32(lo, hi), _mm_setzero_si128()));
 #else
     uint32_t bits = 0;
 
@@ -209,17 +221,6 @@ static inline uint32_t match_ways(const struct moat_bucket *b, uint32_t tag)
         bits |= (uint32_t)(__atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE) == tag) << i;
     return bits;
 #endif
-}
-
-static inline bool key_equal(const struct moat_session *s, const struct moat_key *k)
-{
-    uint64_t a[2], b[2];
-
-    if (__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) != k->tag)
-        return false;
-    memcpy(a, &s->key.local, 16);
-    memcpy(b, &k->local, 16);
-    return a[0] == b[0] && a[1] == b[1];
 }
 
 static bool addresses_equal(const struct moat_session *s, const uint8_t *local,
@@ -234,10 +235,9 @@ static inline uint32_t find_in(const struct moat_session_table *t, const struct 
                                const uint8_t *remote)
 {
     for (; ways; ways &= ways - 1) {
-        uint32_t index =
-            __atomic_load_n(&b->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
+        uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
 
-        if (index < t->n_sessions && key_equal(&t->sessions[index], k) &&
+        if (index < t->n_sessions && moat_session_is(&t->sessions[index], k) &&
             (k->family == MOAT_FAM_IP4 || addresses_equal(&t->sessions[index], local, remote)))
             return index;
     }
@@ -252,6 +252,22 @@ static uint32_t find_second(const struct moat_session_table *t, const struct moa
     return find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
 }
 
+/* Without a branch: an index that means nothing leads to an entry whose key differs. */
+void moat_session_candidates(const struct moat_session_table *t, const struct moat_key *keys,
+                             const uint64_t *hashes, unsigned n, uint32_t *out)
+{
+    for (unsigned i = 0; i < n; i++) {
+        const struct moat_bucket *b = &t->buckets[first_bucket(t, hashes[i])];
+        uint32_t ways = match_ways(b, way_tag(hashes[i], keys[i].tag));
+        uint32_t index = __atomic_load_n(
+            &b->index[__builtin_ctz(ways | 1u << (MOAT_BUCKET_WAYS - 1))], __ATOMIC_RELAXED);
+
+        out[i] = index < t->n_sessions ? index : 0;
+        __builtin_prefetch(&t->sessions[out[i]], 1);
+        __builtin_prefetch(t->sessions[out[i]].local6, 1); /* the counters */
+    }
+}
+
 void moat_session_lookup_bulk(const struct moat_session_table *t, const struct moat_key *keys,
                               const uint64_t *hashes, const struct moat_pkt *const *pkts,
                               enum moat_dir dir, unsigned n, uint32_t *out)
@@ -263,8 +279,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
 
         ways[i] = match_ways(b, way_tag(hashes[i], keys[i].tag));
         if (ways[i]) {
-            uint32_t index =
-                __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
+            uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
 
             /* Both lines: the second holds the counters. */
             __builtin_prefetch(&t->sessions[index < t->n_sessions ? index : 0], 1);
@@ -312,11 +327,10 @@ static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
                            const struct moat_session *s)
 {
     const struct moat_bucket *b = &t->buckets[first_bucket(t, hash)];
-    uint32_t index = find_in(t, b, match_ways(b, way_tag(hash, s->key.tag)), &s->key, s->local6,
-                             s->remote6);
+    uint32_t index =
+        find_in(t, b, match_ways(b, way_tag(hash, s->key.tag)), &s->key, s->local6, s->remote6);
 
-    return index != MOAT_NO_SESSION ? index
-                                    : find_second(t, &s->key, hash, s->local6, s->remote6);
+    return index != MOAT_NO_SESSION ? index : find_second(t, &s->key, hash, s->local6, s->remote6);
 }
 
 /* --- free entries --- */
@@ -521,8 +535,7 @@ static bool entry_sane(const struct moat_session *s)
 }
 
 uint32_t moat_session_table_recover(struct moat_session_table *t,
-                                    bool (*keep)(void *aux, const struct moat_session *),
-                                    void *aux)
+                                    bool (*keep)(void *aux, const struct moat_session *), void *aux)
 {
     uint32_t live = 0;
 
@@ -534,8 +547,7 @@ uint32_t moat_session_table_recover(struct moat_session_table *t,
         if (s->key.tag && entry_sane(s) && keep && keep(aux, s)) {
             uint64_t hash = tuple_hash(t, &s->key);
 
-            if (lookup_one(t, hash, s) == MOAT_NO_SESSION &&
-                link_entry(t, hash, s->key.tag, i)) {
+            if (lookup_one(t, hash, s) == MOAT_NO_SESSION && link_entry(t, hash, s->key.tag, i)) {
                 live++;
                 continue;
             }

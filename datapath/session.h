@@ -22,6 +22,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "moat/session.h"
 
@@ -92,6 +93,25 @@ void moat_session_prefetch(const struct moat_session_table *, uint64_t hash);
 void moat_session_lookup_bulk(const struct moat_session_table *, const struct moat_key *keys,
                               const uint64_t *hashes, const struct moat_pkt *const *pkts,
                               enum moat_dir, unsigned n, uint32_t *out);
+
+/* The same for IPv4 keys only, half done: out[i] is where the session of keys[i] is, if it is
+ * where most are; prefetched.  To be compared with moat_session_is(). */
+void moat_session_candidates(const struct moat_session_table *, const struct moat_key *keys,
+                             const uint64_t *hashes, unsigned n, uint32_t *out);
+
+static inline bool moat_session_is(const struct moat_session *s, const struct moat_key *k)
+{
+    uint64_t a[2], b[2];
+
+    if (__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) != k->tag)
+        return false;
+    memcpy(a, &s->key.local, sizeof a);
+    memcpy(b, &k->local, sizeof b);
+    return !((a[0] ^ b[0]) | (a[1] ^ b[1]));
+}
+
+/* Hash of an IPv4 TCP or UDP key: the same as moat_session_key() returns. */
+uint64_t moat_session_hash4(const struct moat_session_table *, const struct moat_key *);
 
 /* One key, as above; for packets that another one of the same burst may have opened. */
 uint32_t moat_session_lookup(const struct moat_session_table *, const struct moat_key *,
