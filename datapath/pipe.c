@@ -127,13 +127,13 @@ static bool own_rarp(struct burst *b, unsigned i)
     return true;
 }
 
-static void add_key(struct burst *b, unsigned i, uint64_t hash)
+/* Packet i has b->keys[k]. */
+STRAIGHT void add_key(struct burst *b, unsigned k, unsigned i, uint64_t hash)
 {
-    b->which[b->n] = (uint8_t)i;
-    b->keyed[b->n] = &b->pkts[i];
-    b->hashes[b->n] = hash;
+    b->which[k] = (uint8_t)i;
+    b->keyed[k] = &b->pkts[i];
+    b->hashes[k] = hash;
     moat_session_prefetch(b->engine->sessions, hash);
-    b->n++;
 }
 
 static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
@@ -150,8 +150,9 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
         refuse(b, i, reason);
     } else if (makes_sessions(p)) {
         b->all_quick = false;
-        add_key(b, i,
+        add_key(b, b->n, i,
                 moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[b->n]));
+        b->n++;
     } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
         b->errors |= 1u << i;
     } else {
@@ -161,16 +162,22 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
 
 STRAIGHT void parse_all(struct burst *b, unsigned n, const enum moat_dir dir)
 {
-    for (unsigned i = 0; i < n; i++) {
-        struct moat_key *k = &b->keys[b->n];
+    unsigned k = 0;
 
-        if (__builtin_expect(moat_quick(b->view, &b->pkts[i], dir, k), 1)) {
-            b->pkts[i].quick = true;
-            add_key(b, i, moat_session_hash4(b->engine->sessions, k));
+    for (unsigned i = 0; i < n; i++) {
+        struct moat_pkt *p = &b->pkts[i];
+
+        if (__builtin_expect(moat_quick(b->view, p, dir, &b->keys[k]), 1)) {
+            p->quick = true;
+            add_key(b, k, i, moat_session_hash4(b->engine->sessions, &b->keys[k]));
+            k++;
         } else {
+            b->n = k;
             parse_one(b, i);
+            k = b->n;
         }
     }
+    b->n = k;
 }
 
 /* --- known sessions --- */
@@ -258,28 +265,28 @@ STRAIGHT void account(const struct burst *b, struct moat_session *s, const struc
     STORE(&s->bytes[dir], LOAD(&s->bytes[dir]) + p->total);
 }
 
-/* A packet of a live session. */
-STRAIGHT void track_in(struct burst *b, unsigned i, struct moat_session *s, const enum moat_dir dir)
+/* A packet of a live session: MOAT_R_NONE and counted, or why not. */
+STRAIGHT enum moat_reason track_in(struct burst *b, struct moat_session *s,
+                                   const struct moat_pkt *p, const enum moat_dir dir)
 {
-    struct moat_pkt *p = &b->pkts[i];
     enum moat_reason reason;
 
-    if (LOAD(&s->serial) != b->view->serial && !rejudge(b, s)) {
-        refuse(b, i, MOAT_R_POLICY_CHANGE);
-        return;
-    }
+    if (__builtin_expect(LOAD(&s->serial) != b->view->serial, 0) && !rejudge(b, s))
+        return MOAT_R_POLICY_CHANGE;
     reason = track_state(s, p, dir);
-    if (reason) {
-        refuse(b, i, reason);
-        return;
-    }
-    account(b, s, p, dir);
-    pass(b, i);
+    if (!reason)
+        account(b, s, p, dir);
+    return reason;
 }
 
 static void track(struct burst *b, unsigned i, struct moat_session *s)
 {
-    track_in(b, i, s, b->dir);
+    enum moat_reason reason = track_in(b, s, &b->pkts[i], b->dir);
+
+    if (reason)
+        refuse(b, i, reason);
+    else
+        pass(b, i);
 }
 
 /* --- new sessions --- */
@@ -490,9 +497,12 @@ static void judge_stateless(struct burst *b, unsigned i)
 STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bool candidates)
 {
     struct moat_session *sessions = moat_session_at(b->engine->sessions, 0);
-    uint32_t misses = 0;
+    uint32_t misses = 0, passed = 0;
+    uint64_t bytes = 0;
 
     for (unsigned k = 0; k < b->n; k++) {
+        const struct moat_pkt *p = b->keyed[k];
+        enum moat_reason reason;
         struct moat_session *s;
 
         if (!candidates && b->found[k] == MOAT_NO_SESSION) {
@@ -500,12 +510,21 @@ STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bo
             continue;
         }
         s = &sessions[b->found[k]];
-        if (__builtin_expect(
-                (candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, b->keyed[k]), 0))
+        if (__builtin_expect((candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, p),
+                             0)) {
             misses |= 1u << k;
-        else
-            track_in(b, b->which[k], s, dir);
+            continue;
+        }
+        reason = track_in(b, s, p, dir);
+        if (__builtin_expect(reason != MOAT_R_NONE, 0)) {
+            refuse(b, b->which[k], reason);
+        } else {
+            passed |= 1u << b->which[k];
+            bytes += p->total;
+        }
     }
+    b->passed |= passed;
+    b->bytes += bytes;
     return misses;
 }
 

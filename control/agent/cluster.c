@@ -512,6 +512,11 @@ bool cluster_known(void)
            (moatrec_global_first(idl) || moatrec_vm_first(idl) || moatrec_network_first(idl));
 }
 
+bool cluster_empty(void)
+{
+    return was_up && !cluster_known();
+}
+
 long long cluster_down_since(void)
 {
     return was_up ? LLONG_MAX : down_since;

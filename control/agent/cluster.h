@@ -20,6 +20,9 @@
 
 struct moat_inventory;
 
+#define CLUSTER_EMPTY_TEXT \
+    "the database is empty: `moatctl policy apply` or `moatctl network add` starts it"
+
 void cluster_init(const char *remote, const char *host);
 void cluster_run(void);
 void cluster_wait(void);
@@ -27,6 +30,7 @@ void cluster_exit(void);
 
 bool cluster_up(void);         /* connected now */
 bool cluster_known(void);      /* has contents of an initialised database */
+bool cluster_empty(void);      /* connected, but there is nothing in it yet */
 long long cluster_down_since(void); /* not connected since (ms); start of the agent if never */
 unsigned cluster_seqno(void);  /* changes with what is read here */
 const char *cluster_remote(void);

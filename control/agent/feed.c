@@ -37,9 +37,17 @@ static void begin_round(struct feed *f, uint64_t since_s)
     f->round++;
 }
 
+void feed_count_anew(struct feed *f)
+{
+    f->records = 0;
+}
+
 void feed_start(struct feed *f, const char *vnic, bool transfer)
 {
+    uint64_t records = f->records;
+
     memset(f, 0, sizeof *f);
+    f->records = records;
     ovs_strlcpy(f->vnic, vnic, sizeof f->vnic);
     f->transfer = transfer;
     begin_round(f, 0);

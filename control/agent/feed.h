@@ -30,9 +30,15 @@ struct feed {
     bool first_page;
     uint64_t since_s, round_s; /* of the round under way: asked from, began at */
     uint32_t round;
-    uint64_t records, final_records, final_bytes;
+    uint64_t records; /* since feed_count_anew() */
+    uint64_t final_records, final_bytes;
     long long next_round;
 };
+
+/* POLICY was sent: from here on the destination counts, and so do we.  A feed that is
+ * begun again on the same connection adds to that count: what was on its way when the
+ * first one ended is counted by both ends. */
+void feed_count_anew(struct feed *);
 
 void feed_start(struct feed *, const char *vnic, bool transfer);
 void feed_final(struct feed *, uint64_t offer); /* finish what is under way, then FINAL */

@@ -259,6 +259,10 @@ int main(int argc, char *argv[])
     struct unixctl_server *unixctl;
     bool exiting = false;
 
+    /* Not those of the library's build; what the user has set stays.  Before anything
+     * reads them: the library remembers them. */
+    setenv("OVS_RUNDIR", "/run/moat", 0);
+    setenv("OVS_LOGDIR", "/var/log/moat", 0);
     ovs_cmdl_proctitle_init(argc, argv);
     set_program_name(argv[0]);
     service_start(&argc, &argv);

@@ -217,7 +217,11 @@ void status_run(void)
     char text[32];
 
     cluster_status("fast-path", engine_up() ? "connected" : "away");
-    cluster_problem("fast-path", engine_up() ? NULL : "the fast path does not answer");
+    /* It starts with the switch's first vhost-user port: a host without VMs has none. */
+    cluster_problem("fast-path", engine_up() || shash_is_empty(ovsdb_ports())
+                                     ? NULL
+                                     : "the fast path does not answer");
+    cluster_problem("database", cluster_empty() ? CLUSTER_EMPTY_TEXT : NULL);
     if (engine_up())
         cluster_status("engine", moat_ctl_hello(engine_ctl())->engine);
     cluster_problem("policy", intent_problem());

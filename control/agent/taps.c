@@ -24,11 +24,11 @@
 #include "timeval.h"
 #include "util.h"
 
-#define UNCLAIMED_MS 2000 /* a new port has so long to find its vNIC */
+#define UNCLAIMED_MS 3000 /* a port comes before its slot and goes after it */
 
 struct seen {
     long long since;
-    bool down_by_us, mark;
+    bool down_by_us, mark, listed_again;
 };
 
 static struct shash taps = SHASH_INITIALIZER(&taps);
@@ -113,12 +113,18 @@ static void run_ports(void)
     struct shash_node *node;
 
     for (size_t i = 0; i < n; i++) {
-        if (list[i].claimed)
+        /* A port that was deleted in the switch stays in the list, and may seem connected. */
+        if (list[i].claimed || !list[i].connected || !list[i].running)
             continue;
         struct seen *s = see(&ports, list[i].path);
-        /* A port that was deleted in the switch stays in the list, and may seem connected. */
-        if (time_msec() - s->since < UNCLAIMED_MS || !list[i].connected || !list[i].running)
+        if (time_msec() - s->since < UNCLAIMED_MS)
             continue;
+        if (!s->listed_again) { /* the list may be older than a change that sent no event */
+            s->listed_again = true;
+            engine_touch();
+            poll_immediate_wake();
+            continue;
+        }
         char *key = xasprintf("port:%s", list[i].path);
         if (!smap_get(cluster_problems(), key))
             alert(SEV_WARNING, "unclaimed-port", "", "",

@@ -39,7 +39,7 @@ struct vnic {
     size_t handed_len;
     uint64_t handed_generation;
     enum arrive_from policy_from, settings_from;
-    uint64_t accepted, refused;
+    uint64_t accepted, refused; /* records since POLICY, as feed.records at the source */
     uint64_t rec_epoch;
     int64_t hold_us;
     long long running_since;

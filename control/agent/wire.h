@@ -81,7 +81,7 @@ struct wire {
     char text[MOAT_WIRE_TEXT]; /* REFUSE, CANCEL, TAKEN_BACK */
     uint64_t epoch;         /* REQUEST, FENCED, FINAL, FINAL_ACK, OPENED, TAKE_BACK, TAKEN_BACK */
     uint32_t round;         /* SESSIONS, ROUND, FINAL: rounds */
-    uint64_t records;       /* ROUND, FINAL: sent so far, by both ends' count */
+    uint64_t records;       /* ROUND, FINAL: sent since POLICY */
     uint64_t final_records; /* FINAL: sent since the freeze */
     uint64_t final_bytes;   /* FINAL */
     uint64_t live;          /* FINAL: live sessions of the source's slot */

@@ -201,12 +201,19 @@ until_ok "ruleset is back" slot_has A 'ruleset=1 generation=4'
 
 epoch() { slot "$1" | sed 's/.*epoch=\([0-9]*\).*/\1/'; }
 # A move as QEMU does it. Sessions must all be there at the end.
-migrate() { # FROM TO SESSIONS
+migrate() { # FROM TO SESSIONS [twice]: twice: the first QEMU at TO goes away
     local from=$1 to=$2 n=$3
     add_port "$to"
     until_ok "$to arriving" slot_has "$to" 'state=arriving'
     say "$to" connect "$(path "$to")"
     until_ok "$from feeds $to" slot_has "$from" 'precopy=1'
+    if [ "${4:-}" = twice ]; then
+        sleep 0.3
+        say "$to" disconnect "$(path "$to")"
+        until_ok "$from feeds nobody" slot_has "$from" 'precopy=0'
+        say "$to" connect "$(path "$to")"
+        until_ok "$from feeds $to again" slot_has "$from" 'precopy=1'
+    fi
     say "$from" log "$(path "$from")" on
     say "$from" sessions vnic-db "$n"
     say "$from" stop "$(path "$from")"
@@ -235,7 +242,11 @@ for ((i = 0; i < 20; i++)); do
     t=$from from=$to to=$t
 done
 [ "$from" = B ] || fail "it should be on B now"
-! event_has '"sessions-lost"' || fail "sessions were lost"
+
+step "a feed begins again on the same connection: both ends still count the same"
+migrate B A 1000 twice
+migrate A B 1000 twice
+! event_has 'sessions-lost' || fail "sessions were lost: $(get Event '["kind","message"]' '[["kind","==","sessions-lost"]]')"
 ! event_has '"decided"' || fail "a setting had to decide"
 
 step "the VM resumes at the source: roll-back"
@@ -417,6 +428,14 @@ is_up tap-own || fail "another tap was touched"
 printf 'no-such-setting=1\n' >>"$dir/A.conf"
 ! ctl A host-config/reload 2>/dev/null || fail "a bad host file was accepted"
 
+step "a port that stays without a vNIC is reported, those that come and go were not"
+! event_has unclaimed-port || fail "$(get Event '["host","message"]' '[["kind","==","unclaimed-port"]]')"
+say A port "$dir/nobody.vhost"
+say A connect "$dir/nobody.vhost"
+say A start "$dir/nobody.vhost"
+stays 2 eval '! event_has unclaimed-port' || fail "reported too early"
+until_ok "reported" event_has 'nobody.vhost has a VM but belongs to no vNIC'
+
 step "nobody knows it: the host file decides, later the database"
 del_port B
 until_ok "B forgot" no_slot B
@@ -434,6 +453,20 @@ for mode in block allow; do
     until_ok "released" no_slot B vnic-web
     stop B
 done
+
+step "an empty database is called so; only a host with VMs misses its fast path"
+stop engineB
+ovsdb-tool create "$dir/empty.db" "$schema"
+ovsdb-server --no-chdir --remote="punix:$dir/empty.sock" --unixctl="$dir/empty.ctl" "$dir/empty.db" -vconsole:off &
+pid[empty]=$!
+start_moatd B "unix:$dir/empty.sock"
+until_ok "empty" eval 'ctl B moat/status | grep -q "the database is empty: .moatctl policy apply"'
+! ctl B moat/status | grep 'does not answer' || fail "a host without VMs misses its fast path"
+add_port B vnic-web 2>/dev/null || true
+until_ok "missed" eval 'ctl B moat/status | grep -q "does not answer"'
+start_engine B
+until_ok "not missed" eval '! ctl B moat/status | grep -q "does not answer"'
+stop B
 
 step "nothing was written to stderr, no agent crashed"
 for h in A B; do
