@@ -18,6 +18,7 @@
 #include "engine.h"
 #include "guard.h"
 #include "quick.h"
+#include "session_private.h"
 #include "slot.h"
 #include "state_other.h"
 #include "state_tcp.h"
@@ -249,7 +250,7 @@ STRAIGHT enum moat_reason track_state(struct moat_session *s, const struct moat_
 }
 
 /* True if the session is over, and this packet may only open a new one. */
-static bool is_over(const struct burst *b, const struct moat_session *s, const struct moat_pkt *p)
+STRAIGHT bool is_over(const struct burst *b, const struct moat_session *s, const struct moat_pkt *p)
 {
     return LOAD(&s->flags) & MOAT_SES_F_CUT || moat_session_expired(s, b->thread->now_s) ||
            (p->kind == MOAT_PKT_TCP && moat_tcp_reopens(s->side, &p->tcp));

@@ -24,28 +24,11 @@
 #include "engine.h"
 #include "mapping.h"
 #include "qsbr.h"
+#include "session_private.h"
 #include "state_other.h"
 #include "state_tcp.h"
 
-#define N_STRIPES 1024
 #define CACHE_REFILL 32
-
-struct moat_session_table {
-    struct moat_session *sessions;
-    struct moat_bucket *buckets;
-    uint32_t n_sessions, bucket_mask;
-    uint64_t seed[4];
-
-    /* Free entries; under free_lock. */
-    uint32_t *free, n_free;
-    uint8_t free_lock;
-
-    /* Control thread: removed and waiting; [0, n_old) wait for `token`. */
-    uint32_t *limbo, n_limbo, n_old;
-    uint64_t token;
-
-    uint8_t stripes[N_STRIPES]; /* insert locks, by first bucket */
-};
 
 static void spin_lock(uint8_t *l)
 {
@@ -57,13 +40,6 @@ static void spin_lock(uint8_t *l)
 static void spin_unlock(uint8_t *l)
 {
     __atomic_store_n(l, 0, __ATOMIC_RELEASE);
-}
-
-static inline uint64_t mum(uint64_t a, uint64_t b)
-{
-    __uint128_t r = (__uint128_t)a * b;
-
-    return (uint64_t)r ^ (uint64_t)(r >> 64);
 }
 
 /* Digits of pi: a seed that a test chose small still mixes. */
@@ -120,15 +96,7 @@ static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
     uint64_t w[2];
 
     memcpy(w, a, 16);
-    return mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
-}
-
-static inline uint64_t hash_halves(const struct moat_session_table *t, uint64_t l, uint64_t r,
-                                   uint64_t rest)
-{
-    uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
-
-    return mum(mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2], rest ^ t->seed[3]);
+    return moat_session_mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
 }
 
 /* Symmetric in (local, lport) and (remote, rport).  For ICMP only the identifier counts:
@@ -137,26 +105,15 @@ static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat
 {
     bool icmp = k->proto == 1 || k->proto == 58;
 
-    return hash_halves(t, (uint64_t)k->local << 16 | (icmp ? 0 : k->lport),
-                       (uint64_t)k->remote << 16 | (icmp ? 0 : k->rport),
-                       (uint64_t)k->proto << 48 | (uint64_t)k->family << 40 |
-                           (uint64_t)k->vlan << 16 | (icmp ? k->lport : 0));
-}
-
-uint64_t moat_session_hash4(const struct moat_session_table *t, const struct moat_key *k)
-{
-    return hash_halves(t, (uint64_t)k->local << 16 | k->lport, (uint64_t)k->remote << 16 | k->rport,
-                       (uint64_t)k->proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
-}
-
-static inline uint32_t first_bucket(const struct moat_session_table *t, uint64_t hash)
-{
-    return (uint32_t)hash & t->bucket_mask;
+    return moat_session_hash_halves(t, (uint64_t)k->local << 16 | (icmp ? 0 : k->lport),
+                                    (uint64_t)k->remote << 16 | (icmp ? 0 : k->rport),
+                                    (uint64_t)k->proto << 48 | (uint64_t)k->family << 40 |
+                                        (uint64_t)k->vlan << 16 | (icmp ? k->lport : 0));
 }
 
 static inline uint32_t slot_mix(const struct moat_session_table *t, uint64_t hash, uint32_t tag)
 {
-    return (uint32_t)mum(hash ^ t->seed[1], tag ^ t->seed[0]);
+    return (uint32_t)moat_session_mum(hash ^ t->seed[1], tag ^ t->seed[0]);
 }
 
 /* Way tag: never 0 (free) or 1 (being written). */
@@ -195,11 +152,6 @@ uint64_t moat_session_key(const struct moat_session_table *t, const struct moat_
         k->rport = dir == MOAT_FROM_VM ? p->dport : p->sport;
     }
     return tuple_hash(t, k);
-}
-
-void moat_session_prefetch(const struct moat_session_table *t, uint64_t hash)
-{
-    __builtin_prefetch(&t->buckets[first_bucket(t, hash)]);
 }
 
 /* Bit i: way i has this tag.  Aligned vector loads are as good as relaxed atomic ones here:
@@ -257,7 +209,7 @@ void moat_session_candidates(const struct moat_session_table *t, const struct mo
                              const uint64_t *hashes, unsigned n, uint32_t *out)
 {
     for (unsigned i = 0; i < n; i++) {
-        const struct moat_bucket *b = &t->buckets[first_bucket(t, hashes[i])];
+        const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
         uint32_t ways = match_ways(b, way_tag(hashes[i], keys[i].tag));
         uint32_t index = __atomic_load_n(
             &b->index[__builtin_ctz(ways | 1u << (MOAT_BUCKET_WAYS - 1))], __ATOMIC_RELAXED);
@@ -275,7 +227,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
     uint32_t ways[32];
 
     for (unsigned i = 0; i < n; i++) {
-        const struct moat_bucket *b = &t->buckets[first_bucket(t, hashes[i])];
+        const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
 
         ways[i] = match_ways(b, way_tag(hashes[i], keys[i].tag));
         if (ways[i]) {
@@ -295,8 +247,8 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
 
         out[i] = MOAT_NO_SESSION;
         if (ways[i])
-            out[i] = find_in(t, &t->buckets[first_bucket(t, hashes[i])], ways[i], &keys[i], local,
-                             remote);
+            out[i] = find_in(t, &t->buckets[moat_session_bucket(t, hashes[i])], ways[i], &keys[i],
+                             local, remote);
         if (out[i] == MOAT_NO_SESSION)
             out[i] = find_second(t, &keys[i], hashes[i], local, remote);
     }
@@ -305,7 +257,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
 uint32_t moat_session_lookup(const struct moat_session_table *t, const struct moat_key *k,
                              uint64_t hash, const struct moat_pkt *p, enum moat_dir dir)
 {
-    const struct moat_bucket *b = &t->buckets[first_bucket(t, hash)];
+    const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
     const uint8_t *local = dir == MOAT_FROM_VM ? p->src : p->dst;
     const uint8_t *remote = dir == MOAT_FROM_VM ? p->dst : p->src;
     uint32_t index = find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
@@ -315,18 +267,18 @@ uint32_t moat_session_lookup(const struct moat_session_table *t, const struct mo
 
 void moat_session_lock(struct moat_session_table *t, uint64_t hash)
 {
-    spin_lock(&t->stripes[first_bucket(t, hash) % N_STRIPES]);
+    spin_lock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
 }
 
 void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
 {
-    spin_unlock(&t->stripes[first_bucket(t, hash) % N_STRIPES]);
+    spin_unlock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
 }
 
 static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
                            const struct moat_session *s)
 {
-    const struct moat_bucket *b = &t->buckets[first_bucket(t, hash)];
+    const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
     uint32_t index =
         find_in(t, b, match_ways(b, way_tag(hash, s->key.tag)), &s->key, s->local6, s->remote6);
 
@@ -403,7 +355,7 @@ static bool displace(struct moat_session_table *t, uint32_t at)
         tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
         hash = tuple_hash(t, k);
         second = slot_mix(t, hash, tag) & t->bucket_mask;
-        if (first_bucket(t, hash) == at && way_tag(hash, tag) == way && second != at &&
+        if (moat_session_bucket(t, hash) == at && way_tag(hash, tag) == way && second != at &&
             claim_way(&t->buckets[second], way, index)) {
             __atomic_store_n(&b->tag[i], 0, __ATOMIC_RELEASE);
             return true;
@@ -414,7 +366,7 @@ static bool displace(struct moat_session_table *t, uint32_t at)
 
 static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag, uint32_t index)
 {
-    uint32_t way = way_tag(hash, tag), at = first_bucket(t, hash);
+    uint32_t way = way_tag(hash, tag), at = moat_session_bucket(t, hash);
 
     return claim_way(&t->buckets[at], way, index) ||
            claim_way(&t->buckets[slot_mix(t, hash, tag) & t->bucket_mask], way, index) ||
@@ -488,7 +440,7 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     gone = over(aux, s);
     if (gone) {
         __atomic_store_n(&s->key.tag, 0, __ATOMIC_RELEASE);
-        if (!unlink_from(&t->buckets[first_bucket(t, hash)], way, index))
+        if (!unlink_from(&t->buckets[moat_session_bucket(t, hash)], way, index))
             unlink_from(&t->buckets[slot_mix(t, hash, tag) & t->bucket_mask], way, index);
         t->limbo[t->n_limbo++] = index;
     }

@@ -86,8 +86,6 @@ void moat_session_table_destroy(struct moat_session_table *);
 uint64_t moat_session_key(const struct moat_session_table *, const struct moat_pkt *,
                           enum moat_dir, uint32_t tag, struct moat_key *);
 
-void moat_session_prefetch(const struct moat_session_table *, uint64_t hash);
-
 /* Looks up n <= 32 keys; pkts give the full IPv6 addresses.  out[i] is the index of the
  * session or MOAT_NO_SESSION.  Found sessions stay valid until the burst ends. */
 void moat_session_lookup_bulk(const struct moat_session_table *, const struct moat_key *keys,
@@ -109,9 +107,6 @@ static inline bool moat_session_is(const struct moat_session *s, const struct mo
     memcpy(b, &k->local, sizeof b);
     return !((a[0] ^ b[0]) | (a[1] ^ b[1]));
 }
-
-/* Hash of an IPv4 TCP or UDP key: the same as moat_session_key() returns. */
-uint64_t moat_session_hash4(const struct moat_session_table *, const struct moat_key *);
 
 /* One key, as above; for packets that another one of the same burst may have opened. */
 uint32_t moat_session_lookup(const struct moat_session_table *, const struct moat_key *,

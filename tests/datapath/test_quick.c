@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "datapath/guard.h"
+#include "datapath/session_private.h"
 #include "tests/lib/packet.h"
 #include "tests/lib/rig.h"
 

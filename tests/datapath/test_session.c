@@ -11,6 +11,7 @@
 
 #include "datapath/engine.h"
 #include "datapath/mapping.h"
+#include "datapath/session_private.h"
 
 #define N_SESSIONS 4096
 #define N_TUPLES 3000

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_SESSION_PRIVATE_H
+#define MOAT_DP_SESSION_PRIVATE_H 1
+
+/* The table's body and the first steps of a look-up, for session.c and for the live path of
+ * the pipe, which has them inline.  Nobody else. */
+
+#include <stdint.h>
+
+#include "session.h"
+
+#define MOAT_SESSION_STRIPES 1024
+
+struct moat_session_table {
+    struct moat_session *sessions;
+    struct moat_bucket *buckets;
+    uint32_t n_sessions, bucket_mask;
+    uint64_t seed[4];
+
+    /* Free entries; under free_lock. */
+    uint32_t *free, n_free;
+    uint8_t free_lock;
+
+    /* Control thread: removed and waiting; [0, n_old) wait for `token`. */
+    uint32_t *limbo, n_limbo, n_old;
+    uint64_t token;
+
+    uint8_t stripes[MOAT_SESSION_STRIPES]; /* insert locks, by first bucket */
+};
+
+static inline uint64_t moat_session_mum(uint64_t a, uint64_t b)
+{
+    __uint128_t r = (__uint128_t)a * b;
+
+    return (uint64_t)r ^ (uint64_t)(r >> 64);
+}
+
+static inline uint64_t moat_session_hash_halves(const struct moat_session_table *t, uint64_t l,
+                                                uint64_t r, uint64_t rest)
+{
+    uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
+
+    return moat_session_mum(moat_session_mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2],
+                            rest ^ t->seed[3]);
+}
+
+static inline uint32_t moat_session_bucket(const struct moat_session_table *t, uint64_t hash)
+{
+    return (uint32_t)hash & t->bucket_mask;
+}
+
+/* Hash of an IPv4 TCP or UDP key: the same as moat_session_key() returns. */
+static inline uint64_t moat_session_hash4(const struct moat_session_table *t,
+                                          const struct moat_key *k)
+{
+    return moat_session_hash_halves(t, (uint64_t)k->local << 16 | k->lport,
+                                    (uint64_t)k->remote << 16 | k->rport,
+                                    (uint64_t)k->proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
+}
+
+static inline void moat_session_prefetch(const struct moat_session_table *t, uint64_t hash)
+{
+    __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)]);
+}
+
+#endif /* datapath/session_private.h */
