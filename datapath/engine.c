@@ -213,7 +213,10 @@ static bool session_over(void *a_, const struct moat_session *s)
     struct ageing *a = a_;
     uint32_t tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
     uint32_t index = (tag & 0xfff) - 1;
-    const struct moat_view *v = __atomic_load_n(&a->engine->slots[index].view, __ATOMIC_ACQUIRE);
+    const struct moat_view *v =
+        index < a->engine->conf.n_slots
+            ? __atomic_load_n(&a->engine->slots[index].view, __ATOMIC_ACQUIRE)
+            : NULL;
 
     return !v || v->tag != tag || __atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT ||
            moat_session_expired(s, a->now_s);
@@ -234,8 +237,13 @@ static void age(struct moat_engine *e, struct moat_thread *self)
         uint32_t tag = __atomic_load_n(&moat_session_at(e->sessions, i)->key.tag, __ATOMIC_ACQUIRE);
         uint32_t slot = (tag & 0xfff) - 1;
 
-        if (tag && moat_session_remove_if(e->sessions, i, session_over, &a)) {
-            __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
+        if (tag && slot < e->conf.n_slots &&
+            moat_session_remove_if(e->sessions, i, session_over, &a)) {
+            const struct moat_view *v = __atomic_load_n(&e->slots[slot].view, __ATOMIC_ACQUIRE);
+
+            /* Those of an earlier incarnation were uncounted when they became void. */
+            if (v && v->tag == tag && __atomic_load_n(&e->slots[slot].sessions, __ATOMIC_RELAXED))
+                __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
             moat_count(moat_thread_counters(self, slot), MOAT_C_SESSIONS_EXPIRED, 1);
         }
     }

@@ -11,7 +11,14 @@
 
 #include "slot.h"
 
-enum { ND_RS = 133, ND_NS = 135, ND_NA = 136, MLD1_REPORT = 131, MLD1_DONE = 132, MLD2_REPORT = 143 };
+enum {
+    ND_RS = 133,
+    ND_NS = 135,
+    ND_NA = 136,
+    MLD1_REPORT = 131,
+    MLD1_DONE = 132,
+    MLD2_REPORT = 143
+};
 enum { ND_OPT_SOURCE = 1, ND_OPT_TARGET = 2 };
 
 static const uint8_t zeros[16];
@@ -32,14 +39,14 @@ static bool prefix_match(const uint8_t *a, const uint8_t *b, unsigned bits)
 {
     unsigned bytes = bits / 8, rest = bits % 8;
 
-    return !memcmp(a, b, bytes) &&
-           (!rest || !((a[bytes] ^ b[bytes]) & (uint8_t)(0xff00 >> rest)));
+    return !memcmp(a, b, bytes) && (!rest || !((a[bytes] ^ b[bytes]) & (uint8_t)(0xff00 >> rest)));
 }
 
 static bool is_link_local_of(const uint8_t mac[6], const uint8_t *a)
 {
-    const uint8_t id[16] = {0xfe,   0x80, 0,    0,      0, 0, 0, 0, (uint8_t)(mac[0] ^ 2), mac[1],
-                            mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
+    const uint8_t id[16] = {
+        0xfe,   0x80,   0,    0,    0,      0,      0,     0, (uint8_t)(mac[0] ^ 2),
+        mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
 
     return !memcmp(a, id, 16);
 }
@@ -83,7 +90,7 @@ static enum moat_reason check_nd(const struct moat_view *v, const struct moat_pk
         if ((o[0] == ND_OPT_SOURCE || o[0] == ND_OPT_TARGET) && memcmp(o + 2, v->mac, 6))
             return MOAT_R_SPOOF_ND;
         if (end - o < o[1] * 8)
-            break;
+            return MOAT_R_L4_MALFORMED; /* what cannot be seen is not believed */
         o += o[1] * 8;
     }
     return MOAT_R_NONE;
@@ -144,8 +151,8 @@ bool moat_guard_own_rarp(const struct moat_view *v, const struct moat_pkt *p)
     static const uint8_t head[8] = {0, 1, 8, 0, 6, 4, 0, 3}; /* Ethernet, IPv4, request reverse */
     const uint8_t *r = p->data + p->l3_off;
 
-    return p->kind == MOAT_PKT_RARP && !p->n_tags && p->total <= 64 &&
-           p->cast == MOAT_BROADCAST && !memcmp(p->data + 6, v->mac, 6) &&
-           !memcmp(r, head, sizeof head) && !memcmp(r + 8, v->mac, 6) &&
-           !memcmp(r + 14, zeros, 4) && !memcmp(r + 18, v->mac, 6) && !memcmp(r + 24, zeros, 4);
+    return p->kind == MOAT_PKT_RARP && !p->n_tags && p->total <= 64 && p->cast == MOAT_BROADCAST &&
+           !memcmp(p->data + 6, v->mac, 6) && !memcmp(r, head, sizeof head) &&
+           !memcmp(r + 8, v->mac, 6) && !memcmp(r + 14, zeros, 4) && !memcmp(r + 18, v->mac, 6) &&
+           !memcmp(r + 24, zeros, 4);
 }

@@ -121,7 +121,7 @@ static bool own_rarp(struct burst *b, unsigned i)
 {
     if (b->dir != MOAT_FROM_VM || b->pkts[i].kind != MOAT_PKT_RARP ||
         !moat_guard_own_rarp(b->view, &b->pkts[i]) ||
-        !moat_slot_may_log(b->view->slot, b->thread->now_s))
+        !moat_slot_may_announce(b->view->slot, b->thread->now_s))
         return false;
     moat_count(b->counters, MOAT_C_RARP_PASSED, 1);
     pass(b, i);
@@ -207,6 +207,15 @@ static void session_flow(const struct moat_session *s, struct moat_flow *f)
     }
 }
 
+/* An older ruleset admitted it, or none.  A newer one may have, if another thread sees a
+ * newer view than this burst: that one's word counts. */
+static bool is_stale(const struct burst *b, const struct moat_session *s)
+{
+    uint32_t serial = LOAD(&s->serial);
+
+    return !serial || (int32_t)(b->view->serial - serial) > 0;
+}
+
 /* Another ruleset admitted it: does this one?  Judged in its original direction. */
 static bool rejudge(struct burst *b, struct moat_session *s)
 {
@@ -272,7 +281,8 @@ STRAIGHT enum moat_reason track_in(struct burst *b, struct moat_session *s,
 {
     enum moat_reason reason;
 
-    if (__builtin_expect(LOAD(&s->serial) != b->view->serial, 0) && !rejudge(b, s))
+    if (__builtin_expect(LOAD(&s->serial) != b->view->serial, 0) && is_stale(b, s) &&
+        !rejudge(b, s))
         return MOAT_R_POLICY_CHANGE;
     reason = track_state(s, p, dir);
     if (!reason)

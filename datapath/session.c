@@ -373,12 +373,11 @@ static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag
            (displace(t, at) && claim_way(&t->buckets[at], way, index));
 }
 
-/* Writes all but the tag (which is zero), then the tag. */
+/* Writes all but the tag, which is zero: not live yet. */
 static void write_entry(struct moat_session *to, const struct moat_session *from)
 {
     memcpy((uint8_t *)to + sizeof to->key.tag, (const uint8_t *)from + sizeof from->key.tag,
            sizeof *to - sizeof to->key.tag);
-    __atomic_store_n(&to->key.tag, from->key.tag, __ATOMIC_RELEASE);
 }
 
 uint32_t moat_session_insert(struct moat_session_table *t, struct moat_thread *thread,
@@ -400,8 +399,9 @@ uint32_t moat_session_insert(struct moat_session_table *t, struct moat_thread *t
         goto out;
     }
     write_entry(&t->sessions[index], s);
-    if (!link_entry(t, hash, s->key.tag, index)) {
-        __atomic_store_n(&t->sessions[index].key.tag, 0, __ATOMIC_RELEASE);
+    if (link_entry(t, hash, s->key.tag, index)) {
+        __atomic_store_n(&t->sessions[index].key.tag, s->key.tag, __ATOMIC_RELEASE);
+    } else {
         thread->free[thread->n_free++] = index;
         index = MOAT_NO_SESSION;
         *reason = MOAT_R_TABLE_FULL;
@@ -435,9 +435,9 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
         return false;
     hash = tuple_hash(t, &s->key);
     moat_session_lock(t, hash);
-    tag = s->key.tag;
+    tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
     way = way_tag(hash, tag);
-    gone = over(aux, s);
+    gone = tag && over(aux, s);
     if (gone) {
         __atomic_store_n(&s->key.tag, 0, __ATOMIC_RELEASE);
         if (!unlink_from(&t->buckets[moat_session_bucket(t, hash)], way, index))

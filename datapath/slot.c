@@ -29,6 +29,7 @@
 #include "ruleset.h"
 
 #define LOGS_PER_SECOND 20
+#define RARPS_PER_SECOND 10
 #define SILENT_AGENT_MS 2000 /* after the hold: then the engine decides alone */
 #define WAIT_MS_MAX 5000
 
@@ -101,6 +102,12 @@ static void refresh(struct moat_engine *e, struct moat_slot *s)
         __atomic_store_n(&s->view, v, __ATOMIC_RELEASE);
     }
     moat_qsbr_synchronize(&e->qsbr);
+    if (s->voided) {
+        /* Bursts on the old view have ended; one on the new view may have opened its first
+         * sessions, which then do not count: better than counting the dead. */
+        __atomic_store_n(&s->sessions, 0, __ATOMIC_RELAXED);
+        s->voided = false;
+    }
 }
 
 static void set_state(struct moat_engine *e, struct moat_slot *s, enum moat_slot_state state)
@@ -113,10 +120,12 @@ static void set_state(struct moat_engine *e, struct moat_slot *s, enum moat_slot
     post(e, MOAT_EV_STATE, s, NULL, state, NULL);
 }
 
-/* All sessions of the slot become void at once; ageing collects them. */
+/* All sessions of the slot become void with the next view; ageing collects them, and
+ * does not count them any more. */
 static void void_sessions(struct moat_engine *e, struct moat_slot *s)
 {
     rec_of(e, s)->incarnation = (rec_of(e, s)->incarnation + 1) & 0xfffff;
+    s->voided = true;
 }
 
 static void open_slot(struct moat_engine *e, struct moat_slot *s, const char *why)
@@ -427,14 +436,15 @@ static void init_slot(struct moat_engine *e, struct moat_slot *s, const struct m
     __atomic_store_n(&r->used, 1, __ATOMIC_RELEASE);
 }
 
-static void rebind(struct moat_engine *e, struct moat_slot *s, const char *path)
+/* The old port must have let go before the new view is out: it may be another VM's now. */
+static void refresh_at(struct moat_engine *e, struct moat_slot *s, const char *path)
 {
     struct moat_port *p = find_port(e, path);
 
-    if (s->port == p)
-        return;
-    unbind_port(e, s);
-    if (p)
+    if (s->port != p)
+        unbind_port(e, s);
+    refresh(e, s);
+    if (p && s->port != p)
         bind_port(s, p);
 }
 
@@ -476,12 +486,13 @@ int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char 
         init_slot(e, s, c);
         post(e, MOAT_EV_STATE, s, NULL, c->state, "claimed");
     }
-    refresh(e, s);
-    rebind(e, s, c->path);
+    refresh_at(e, s, c->path);
     if (s->port) {
         s->port->replugged = false;
         if (s->port->running && rec_of(e, s)->state == MOAT_SLOT_ARRIVING && !s->hold_from_us)
             s->hold_from_us = now_us(e);
+        if (s->port->running && rec_of(e, s)->state == MOAT_SLOT_ARRIVING && s->ready)
+            open_slot(e, s, NULL);
     }
 out:
     pthread_mutex_unlock(&e->lock);
@@ -498,6 +509,7 @@ int moat_slot_release(struct moat_engine *e, const char *vnic, char *err, size_t
     void_sessions(e, s);
     post(e, MOAT_EV_STATE, s, NULL, MOAT_SLOT_FREE, "released");
     __atomic_store_n(&rec_of(e, s)->used, 0, __ATOMIC_RELEASE);
+    s->handed_over = true; /* nobody is left to hand over: who waits need not */
     refresh(e, s);
     moat_ruleset_destroy(s->rules);
     s->rules = NULL;
@@ -818,11 +830,21 @@ uint32_t moat_slots_recover(struct moat_engine *e)
     return n;
 }
 
+static bool take_token(struct moat_tokens *t, uint32_t now_s, uint32_t per_second)
+{
+    if (__atomic_load_n(&t->second, __ATOMIC_RELAXED) != now_s) {
+        __atomic_store_n(&t->second, now_s, __ATOMIC_RELAXED);
+        __atomic_store_n(&t->taken, 0, __ATOMIC_RELAXED);
+    }
+    return __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED) < per_second;
+}
+
 bool moat_slot_may_log(struct moat_slot *s, uint32_t now_s)
 {
-    if (__atomic_load_n(&s->log_second, __ATOMIC_RELAXED) != now_s) {
-        __atomic_store_n(&s->log_second, now_s, __ATOMIC_RELAXED);
-        __atomic_store_n(&s->log_tokens, 0, __ATOMIC_RELAXED);
-    }
-    return __atomic_fetch_add(&s->log_tokens, 1, __ATOMIC_RELAXED) < LOGS_PER_SECOND;
+    return take_token(&s->logs, now_s, LOGS_PER_SECOND);
+}
+
+bool moat_slot_may_announce(struct moat_slot *s, uint32_t now_s)
+{
+    return take_token(&s->rarps, now_s, RARPS_PER_SECOND);
 }

@@ -25,18 +25,23 @@ struct moat_engine;
 
 /* What a burst needs to know.  Immutable while published. */
 struct moat_view {
-    uint8_t state;  /* enum moat_slot_state */
+    uint8_t state; /* enum moat_slot_state */
     uint8_t mac[6];
     uint8_t n_addrs;
-    uint32_t index; /* of the slot */
-    uint32_t tag;   /* slot and incarnation: part of the session key */
-    uint32_t serial; /* of the ruleset */
+    uint32_t index;        /* of the slot */
+    uint32_t tag;          /* slot and incarnation: part of the session key */
+    uint32_t serial;       /* of the ruleset */
     uint32_t pickup_until; /* engine clock, seconds */
     uint32_t max_sessions;
     struct moat_settings settings;
     const struct moat_ruleset *rules; /* NULL: no policy */
     struct moat_slot *slot;
     struct moat_addr addrs[MOAT_ADDRS_MAX];
+};
+
+/* So many a second; atomic, and exact enough. */
+struct moat_tokens {
+    uint32_t second, taken;
 };
 
 struct moat_slot {
@@ -46,8 +51,9 @@ struct moat_slot {
     struct moat_port *port; /* NULL: the switch has no such port */
     uint32_t index;
     uint32_t sessions; /* atomic: live */
-    uint32_t log_second, log_tokens; /* atomic: events this second */
-    uint64_t hold_from_us;  /* ARRIVING and the rings run since; 0: not */
+    struct moat_tokens logs, rarps;
+    bool voided;           /* sessions of an earlier incarnation still count; under lock */
+    uint64_t hold_from_us; /* ARRIVING and the rings run since; 0: not */
     bool hold_expired;
     bool precopy_wanted; /* a destination is being fed */
     uint32_t wait_ms;
@@ -112,5 +118,8 @@ uint32_t moat_slots_recover(struct moat_engine *);
 
 /* Token bucket of a slot's log events.  Packet threads. */
 bool moat_slot_may_log(struct moat_slot *, uint32_t now_s);
+
+/* The same for the VM's own RARP: what is logged must not use it up. */
+bool moat_slot_may_announce(struct moat_slot *, uint32_t now_s);
 
 #endif /* datapath/slot.h */

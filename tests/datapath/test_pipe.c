@@ -302,6 +302,19 @@ START_TEST(only_the_own_rarp_passes_a_blocked_slot)
 }
 END_TEST
 
+START_TEST(logged_packets_do_not_use_up_the_announcement)
+{
+    static const uint8_t bcast[6] = {255, 255, 255, 255, 255, 255};
+    struct frame f;
+
+    for (int i = 0; i < 100; i++)
+        why_not(C, MOAT_FROM_VM, udp(C, B, 7, 8));
+    frame_eth(&f, bcast, rig_mac[C]);
+    frame_rarp(&f, rig_mac[C]);
+    ck_assert(rig_push(&r, C, MOAT_FROM_VM, f.data, f.len, NULL));
+}
+END_TEST
+
 START_TEST(a_new_policy_judges_live_sessions_again)
 {
     connect_ab(4000);
@@ -432,6 +445,7 @@ int main(void)
     tcase_add_test(tc, a_vm_speaks_only_for_itself);
     tcase_add_test(tc, tags_and_strange_types_do_not_hide_a_packet);
     tcase_add_test(tc, only_the_own_rarp_passes_a_blocked_slot);
+    tcase_add_test(tc, logged_packets_do_not_use_up_the_announcement);
     tcase_add_test(tc, a_new_policy_judges_live_sessions_again);
     tcase_add_test(tc, a_port_is_used_again_after_the_end);
     tcase_add_test(tc, a_quota_is_kept);

@@ -278,6 +278,60 @@ START_TEST(an_arriving_vm_is_held_until_opened)
 }
 END_TEST
 
+START_TEST(a_decision_made_before_the_claim_counts)
+{
+    struct rig r;
+
+    rig_start(&r, NULL, allow_udp);
+    moat_port_stopped(r.port[0]);
+    set_state(&r, 0, MOAT_SLOT_ARRIVING, 0);
+    ck_assert_ptr_nonnull(moat_port_register(r.e, r.port[0]->path)); /* plugged again */
+    moat_port_started(r.port[0]);
+    set_state(&r, 0, MOAT_SLOT_ACTIVE, 0);
+    ck_assert_int_eq(state_of(&r, 0), MOAT_SLOT_BLOCKED);
+    rig_claim(&r, 0, MOAT_SLOT_BLOCKED);
+    ck_assert_int_eq(state_of(&r, 0), MOAT_SLOT_ACTIVE);
+    rig_destroy(&r);
+}
+END_TEST
+
+START_TEST(void_sessions_do_not_count)
+{
+    struct moat_slot_info info;
+    char err[256];
+    struct rig r;
+
+    rig_start(&r, NULL, allow_udp);
+    ck_assert(sends(&r, 0, NULL));
+    ck_assert_int_eq(moat_slot_flush(r.e, rig_vnic[0], err, sizeof err), 0);
+    ck_assert(moat_slot_info(r.e, 0, &info));
+    ck_assert_uint_eq(info.sessions, 0);
+    ck_assert(sends(&r, 0, NULL));
+    for (int i = 0; i < 8; i++) /* ageing collects the void one, and counts it no more */
+        moat_engine_turn(r.e);
+    ck_assert(moat_slot_info(r.e, 0, &info));
+    ck_assert_uint_eq(info.sessions, 1);
+    rig_destroy(&r);
+}
+END_TEST
+
+START_TEST(a_release_ends_the_wait)
+{
+    pthread_t vhost;
+    char err[256];
+    struct rig r;
+
+    rig_start(&r, NULL, allow_udp);
+    feed_destination(&r, 5000);
+    pthread_create(&vhost, NULL, stop_port, r.port[0]);
+    ck_assert(await_event(&r, MOAT_EV_FROZEN));
+    ck_assert_int_eq(moat_slot_release(r.e, rig_vnic[0], err, sizeof err), 0);
+    pthread_join(vhost, NULL);
+    ck_assert(!has_event(&r, MOAT_EV_WAIT_EXPIRED));
+    rig_destroy(&r);
+}
+END_TEST
+
 START_TEST(a_hold_ends)
 {
     struct rig r;
@@ -376,6 +430,9 @@ int main(void)
     tcase_add_test(tc, leaving_freezes_and_waits_for_the_hand_over);
     tcase_add_test(tc, the_wait_is_bounded_and_never_without_a_migration);
     tcase_add_test(tc, an_arriving_vm_is_held_until_opened);
+    tcase_add_test(tc, a_decision_made_before_the_claim_counts);
+    tcase_add_test(tc, void_sessions_do_not_count);
+    tcase_add_test(tc, a_release_ends_the_wait);
     tcase_add_test(tc, a_hold_ends);
     tcase_add_test(tc, slots_rulesets_and_sessions_survive);
     tcase_add_test(tc, a_mapping_of_other_sizes_is_refused);
