@@ -141,7 +141,13 @@ static int check_settings(struct request *r, const struct moat_settings *s)
     rc = rc ? rc : check_max(r, "on-missing-state", s->on_missing_state, MOAT_FAIL_PICKUP);
     rc = rc ? rc : check_max(r, "on-unprotected-host", s->on_unprotected_host, MOAT_FAIL_PICKUP);
     rc = rc ? rc : check_max(r, "tcp-loose", s->tcp_loose, 1);
-    rc = rc ? rc : check_max(r, "spoof", s->spoof, MOAT_SPOOF_OFF);
+    rc = rc ? rc : check_max(r, "spoof", s->spoof, MOAT_SPOOF_LEARN);
+    rc = rc ? rc : check_max(r, "vlan", s->vlan, MOAT_VLAN_INSPECT);
+    rc = rc ? rc : check_max(r, "ra-guard", s->ra_guard, 1);
+    rc = rc ? rc : check_max(r, "dhcp-guard", s->dhcp_guard, 1);
+    rc = rc ? rc : check_max(r, "number of ethertypes", s->n_ethertypes, MOAT_ETHERTYPES_MAX);
+    for (unsigned i = 0; !rc && i < MOAT_N_TIMERS; i++)
+        rc = check_max(r, moat_timer_name(i), s->timers[i], MOAT_TIMER_MAX);
     rc = rc ? rc : check_max(r, "transfer-sessions", s->transfer_sessions, 1);
     return rc ? rc : check_max(r, "quarantine", s->quarantine, 1);
 }

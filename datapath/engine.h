@@ -25,35 +25,46 @@
 #include "qsbr.h"
 #include "session.h"
 
+struct moat_fragments;
 struct moat_port;
 struct moat_slot;
+struct moat_trace;
+
+/* Sends a frame beside the burst: an answer to a refused packet, or a fragment that waited for
+ * the first one.  MOAT_TO_VM: the VM behind the port gets it, past its slot.
+ * MOAT_FROM_VM: the switch gets it, as if the VM had sent it.  Copies; may drop it when there is no
+ * room.  Packet threads, within a burst. */
+typedef void moat_inject_fn(struct moat_port *, enum moat_dir, const uint8_t *frame, uint32_t len);
 
 struct moat_engine_conf {
-    const char *mapping;  /* file on a hugetlbfs; NULL: private memory (tests) */
-    uint32_t n_slots;     /* 0: 128 */
-    uint32_t n_sessions;  /* 0: 262144; a power of two */
-    uint8_t unclaimed;    /* enum moat_fail: what a port without slot gets: block or allow */
+    const char *mapping;      /* file on a hugetlbfs; NULL: private memory (tests) */
+    uint32_t n_slots;         /* 0: 128 */
+    uint32_t n_sessions;      /* 0: 262144; a power of two */
+    uint8_t unclaimed;        /* enum moat_fail: what a port without slot gets: block or allow */
     uint64_t (*now_ms)(void); /* monotonic, survives the process; NULL: CLOCK_MONOTONIC_COARSE */
     const uint64_t *seed;     /* 4 words; NULL: random (an existing mapping keeps its own) */
+    moat_inject_fn *inject;   /* NULL: nobody is told, held fragments are lost */
 };
 
 struct moat_engine {
     struct moat_engine_conf conf;
     struct moat_mapping *map;
     struct moat_session_table *sessions;
-    struct moat_slot *slots;    /* conf.n_slots */
-    struct moat_port **ports;   /* n_ports; under lock */
+    struct moat_fragments *fragments;
+    struct moat_trace *traces; /* atomic; NULL: nobody traces (trace.c) */
+    struct moat_slot *slots;   /* conf.n_slots */
+    struct moat_port **ports;  /* n_ports; under lock */
     uint32_t n_ports;
     struct moat_thread *threads; /* list; pushed, never removed while the engine lives */
     struct moat_qsbr qsbr;
     struct moat_events events;
-    pthread_mutex_t lock;     /* life cycle of slots and ports */
+    pthread_mutex_t lock; /* life cycle of slots and ports */
     pthread_cond_t handed_over;
     pthread_key_t thread_key; /* gives a thread's context back when the thread ends */
     uint32_t recovered_slots, recovered_sessions;
     uint64_t started_s;
-    uint32_t age_next;  /* control thread: next session to look at */
-    uint64_t id; /* of this engine object: a thread's cached context belongs to it */
+    uint32_t age_next; /* control thread: next session to look at */
+    uint64_t id;       /* of this engine object: a thread's cached context belongs to it */
 };
 
 /* What one packet thread owns. */
@@ -61,10 +72,10 @@ struct moat_thread {
     struct moat_engine *engine;
     struct moat_qsbr_reader *reader;
     struct moat_thread *next;
-    uint32_t in_use;      /* 0: its thread has ended, another may take it over */
-    uint64_t *counters;   /* n_slots x MOAT_COUNTERS_STRIDE; written by this thread alone */
-    uint32_t now_s;       /* engine clock of the burst */
-    uint32_t n_free;      /* session indexes at hand */
+    uint32_t in_use;    /* 0: its thread has ended, another may take it over */
+    uint64_t *counters; /* n_slots x MOAT_COUNTERS_STRIDE; written by this thread alone */
+    uint32_t now_s;     /* engine clock of the burst */
+    uint32_t n_free;    /* session indexes at hand */
     uint32_t free[64];
 };
 

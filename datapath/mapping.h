@@ -20,7 +20,7 @@
 #include "moat/ruleset.h"
 
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
-#define MOAT_MAPPING_LAYOUT 1
+#define MOAT_MAPPING_LAYOUT 2
 
 struct moat_session;
 struct moat_bucket;
@@ -49,7 +49,10 @@ struct moat_slot_rec {
     uint32_t conf_index;   /* committed: conf[0] or conf[1] */
     uint32_t rules_index;  /* committed: 0 or 1; MOAT_NO_RULES: none */
     uint32_t rules_len[2];
-    uint32_t unplugged; /* its port went away in this switch's life: blocked until claimed */
+    uint32_t unplugged;    /* its port went away in this switch's life: blocked until claimed */
+    uint32_t n_learnt;     /* anti-spoofing learn-once: addresses of the VM, one per family */
+    uint32_t enroll_until; /* ENROLLING: engine clock, seconds; 0: when the rings start */
+    struct moat_addr learnt[2];
     struct moat_slot_conf conf[2];
 };
 

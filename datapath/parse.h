@@ -66,13 +66,19 @@ struct moat_pkt {
     uint16_t n_tags;
     uint16_t l3_off, l4_off;
     uint16_t sport, dport; /* TCP, UDP, host byte order; else 0 */
+    uint16_t ethertype;    /* behind the tags */
     uint8_t frag;          /* 0: whole; 1: first fragment; 2: later fragment */
-    uint8_t pad[3];
+    uint8_t frag_more;     /* fragments: more follow (MF) */
+    uint32_t frag_id;      /* fragments: of the datagram */
+    uint32_t frag_at;      /* fragments: where this one's bytes belong in the fragmentable part */
+    uint32_t frag_len;     /* fragments: how many they are; with frag_at at most 65535 */
     const uint8_t *src, *dst; /* L3 addresses in data: 4 or 16 bytes; ARP: spa, tpa */
     struct moat_tcp_seg tcp;
 
     /* The pipe's own. */
-    bool quick; /* moat_parse() has not seen it yet (quick.h) */
+    bool quick;    /* moat_parse() has not seen it yet (quick.h) */
+    uint8_t by;    /* enum moat_by; what decided, if it was not a session that was there */
+    uint32_t rule; /* the rule that decided; 0: the default, or none */
 };
 
 /* Parses one frame.  Sets all output fields; `kind` is MOAT_PKT_BAD if and only if

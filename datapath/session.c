@@ -464,16 +464,11 @@ void moat_session_reclaim(struct moat_session_table *t, struct moat_qsbr *q)
 
 bool moat_session_idle_too_long(const struct moat_session *s, uint32_t idle_s)
 {
-    static const uint32_t seconds[] = {
-#define X(SYM, NAME, SECONDS) SECONDS,
-        MOAT_TIMERS(X)
-#undef X
-    };
     enum moat_timer timer = s->key.proto == 6
                                 ? moat_tcp_timer(s->side)
                                 : moat_other_timer(s->side, s->key.family, s->key.proto);
 
-    return (int32_t)idle_s > 0 && idle_s > seconds[timer];
+    return (int32_t)idle_s > 0 && idle_s > moat_timer_default(timer);
 }
 
 /* --- recovery --- */

@@ -67,6 +67,7 @@ struct moat_port {
     struct moat_slot *slot; /* atomic; NULL: unclaimed */
     struct moat_engine *engine;
     bool connected, running, logging, replugged;
+    void *host; /* the hook's own */
 };
 
 /* Called by the hook before the vhost driver of this path starts.  Creates the port

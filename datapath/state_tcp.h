@@ -16,6 +16,7 @@
 
 #include "moat/flow.h"
 #include "moat/session.h"
+#include "moat/settings.h"
 
 #include "parse.h"
 
@@ -28,31 +29,6 @@ enum moat_tcp_state {
     MOAT_TCPS_FIN_ACKED = 4,   /* its FIN was acknowledged */
     MOAT_TCPS_RESET = 5,       /* either end reset the connection */
     MOAT_N_TCP_STATES
-};
-
-/* Idle timers, by what the session has seen.  Names and defaults as NSX's
- * session timers. */
-#define MOAT_TIMERS(X)                                                                             \
-    X(TCP_FIRST, "tcp-first", 120)                                                                 \
-    X(TCP_OPENING, "tcp-opening", 30)                                                              \
-    X(TCP_ESTABLISHED, "tcp-established", 43200)                                                   \
-    X(TCP_CLOSING, "tcp-closing", 120)                                                             \
-    X(TCP_FIN_WAIT, "tcp-fin-wait", 45)                                                            \
-    X(TCP_CLOSED, "tcp-closed", 20)                                                                \
-    X(UDP_FIRST, "udp-first", 60)                                                                  \
-    X(UDP_SINGLE, "udp-single", 30)                                                                \
-    X(UDP_MULTIPLE, "udp-multiple", 60)                                                            \
-    X(ICMP, "icmp", 20)                                                                            \
-    X(ICMP_ERROR, "icmp-error", 10)                                                                \
-    X(OTHER_FIRST, "other-first", 60)                                                              \
-    X(OTHER_SINGLE, "other-single", 30)                                                            \
-    X(OTHER_MULTIPLE, "other-multiple", 60)
-
-enum moat_timer {
-#define X(SYM, NAME, SECONDS) MOAT_T_##SYM,
-    MOAT_TIMERS(X)
-#undef X
-        MOAT_N_TIMERS
 };
 
 /* First packet of a session.  Fills both sides.  MOAT_R_NONE, or why no session

@@ -113,9 +113,22 @@ static void put_settings(struct out *o, const struct moat_settings *s)
     put(o, s->spoof, 1);
     put(o, s->transfer_sessions, 1);
     put(o, s->quarantine, 1);
+    put(o, s->vlan, 1);
+    put(o, s->ra_guard, 1);
+    put(o, s->dhcp_guard, 1);
+    put(o, s->n_ethertypes, 1);
+    for (unsigned k = 0; k < MOAT_ETHERTYPES_MAX; k++)
+        put(o, s->ethertypes[k], 2);
     put(o, s->pickup_s, 4);
     put(o, s->hold_ms, 4);
+    put(o, s->enroll_s, 4);
     put(o, s->max_sessions, 4);
+    put(o, s->max_half_open, 4);
+    put(o, s->max_new, 4);
+    put(o, s->max_fragments, 4);
+    put(o, s->max_logs, 4);
+    for (unsigned k = 0; k < MOAT_N_TIMERS; k++)
+        put(o, s->timers[k], 4);
 }
 
 static uint8_t get_upto(struct in *i, unsigned max)
@@ -134,12 +147,28 @@ static void get_settings(struct in *i, struct moat_settings *s)
     s->on_missing_state = get_upto(i, MOAT_FAIL_PICKUP);
     s->on_unprotected_host = get_upto(i, MOAT_FAIL_PICKUP);
     s->tcp_loose = get_upto(i, 1);
-    s->spoof = get_upto(i, MOAT_SPOOF_OFF);
+    s->spoof = get_upto(i, MOAT_SPOOF_LEARN);
     s->transfer_sessions = get_upto(i, 1);
     s->quarantine = get_upto(i, 1);
+    s->vlan = get_upto(i, MOAT_VLAN_INSPECT);
+    s->ra_guard = get_upto(i, 1);
+    s->dhcp_guard = get_upto(i, 1);
+    s->n_ethertypes = get_upto(i, MOAT_ETHERTYPES_MAX);
+    for (unsigned k = 0; k < MOAT_ETHERTYPES_MAX; k++)
+        s->ethertypes[k] = (uint16_t)get(i, 2);
     s->pickup_s = (uint32_t)get(i, 4);
     s->hold_ms = (uint32_t)get(i, 4);
+    s->enroll_s = (uint32_t)get(i, 4);
     s->max_sessions = (uint32_t)get(i, 4);
+    s->max_half_open = (uint32_t)get(i, 4);
+    s->max_new = (uint32_t)get(i, 4);
+    s->max_fragments = (uint32_t)get(i, 4);
+    s->max_logs = (uint32_t)get(i, 4);
+    for (unsigned k = 0; k < MOAT_N_TIMERS; k++) {
+        s->timers[k] = (uint32_t)get(i, 4);
+        if (s->timers[k] > MOAT_TIMER_MAX)
+            spoil(i, "timer out of range");
+    }
 }
 
 static void put_conf(struct out *o, const struct moat_slot_conf *c)

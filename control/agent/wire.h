@@ -39,7 +39,7 @@
 
 #include "moat/ctl.h"
 
-#define MOAT_WIRE_VERSION 1
+#define MOAT_WIRE_VERSION 2
 #define MOAT_WIRE_MAGIC 0x4d4f4154u
 #define MOAT_WIRE_HEAD 12
 #define MOAT_WIRE_MAX (320u << 10)

@@ -26,7 +26,18 @@
     X(FAIL_ALLOWED, "fail-mode.allowed", "packets that passed because a fail mode says allow")     \
     X(LOG_LOST, "events.lost", "events lost because the ring was full")                            \
     X(RARP_PASSED, "rarp.passed", "the VM's own RARP announcements that passed")                   \
-    X(HELD_POLLS, "hold.polls", "polls of the VM's ring put off while its state arrives")
+    X(HELD_POLLS, "hold.polls", "polls of the VM's ring put off while its state arrives")          \
+    X(FRAGMENTS, "fragments.passed", "fragments that passed with their datagram")                  \
+    X(FRAGMENTS_HELD, "fragments.held",                                                            \
+      "fragments that came before the first one and waited for it")                                \
+    X(UNBELIEVED, "tcp.unbelieved",                                                                \
+      "SYN and RST that passed to be challenged, without effect here")                             \
+    X(ANSWERS, "reject.answers", "answers sent to refused packets")                                \
+    X(ANSWERS_LIMITED, "reject.limited", "refused packets that got no answer: too many a second")  \
+    X(WOULD_REFUSE, "enroll.would-refuse",                                                         \
+      "packets that passed only because the vNIC is being enrolled")                               \
+    X(TRACED, "trace.packets", "packets traced")                                                   \
+    X(TRACE_LOST, "trace.lost", "packets that a trace lost because its ring was full")
 
 enum moat_counter {
 #define X(SYM, NAME, TEXT) MOAT_C_##SYM,
@@ -35,7 +46,7 @@ enum moat_counter {
         MOAT_N_NAMED_COUNTERS
 };
 
-#define MOAT_C_DROP(DIR, REASON) (MOAT_N_NAMED_COUNTERS + (DIR) * MOAT_N_REASONS + (REASON))
+#define MOAT_C_DROP(DIR, REASON) (MOAT_N_NAMED_COUNTERS + (DIR)*MOAT_N_REASONS + (REASON))
 #define MOAT_N_COUNTERS (MOAT_N_NAMED_COUNTERS + 2 * MOAT_N_REASONS)
 
 static inline const char *moat_counter_name(unsigned c)

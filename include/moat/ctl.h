@@ -22,11 +22,11 @@
 #include "moat/flow.h"
 #include "moat/settings.h"
 
-#define MOAT_CTL_VERSION 1
+#define MOAT_CTL_VERSION 2
 #define MOAT_CTL_MAX (64u << 10)
 #define MOAT_CTL_REPLY 0x8000u
 
-#define MOAT_ID_MAX 64   /* vNIC ids, VM names, networks: with the NUL */
+#define MOAT_ID_MAX 64    /* vNIC ids, VM names, networks: with the NUL */
 #define MOAT_PATH_MAX 108 /* as sun_path */
 #define MOAT_ADDRS_MAX 16
 
@@ -44,9 +44,12 @@ enum moat_ctl_type {
     MOAT_CTL_RULE_HITS = 11, /* moat_ctl_hits -> moat_ctl_list_reply, moat_rule_hit[] */
     MOAT_CTL_SUBSCRIBE = 12, /* - -> - */
     MOAT_CTL_EVENT = 13,     /* engine only: moat_event */
-    MOAT_CTL_HANDED_OVER = 14, /* moat_ctl_vnic: the destination has the final delta; ends the wait */
+    MOAT_CTL_HANDED_OVER =
+        14, /* moat_ctl_vnic: the destination has the final delta; ends the wait */
     MOAT_CTL_RULESET_GET = 15, /* moat_ctl_vnic -> a sealed memfd with the slot's ruleset */
-    MOAT_CTL_FLUSH = 16,     /* moat_ctl_vnic: drops all sessions of the slot */
+    MOAT_CTL_FLUSH = 16,       /* moat_ctl_vnic: drops all sessions of the slot */
+    MOAT_CTL_TRACE = 17,  /* moat_ctl_trace, moat_trace_insn[]: traces until the connection ends */
+    MOAT_CTL_TRACED = 18, /* engine only: moat_traced, bytes of the frame */
 };
 
 struct moat_ctl_head {
@@ -60,12 +63,13 @@ struct moat_ctl_head {
 /* Life of a slot. */
 enum moat_slot_state {
     MOAT_SLOT_FREE = 0,
-    MOAT_SLOT_BLOCKED = 1,   /* born so: nothing passes */
-    MOAT_SLOT_ENROLLING = 2, /* running VM gets its firewall: mid-stream pick-up, refusals only logged */
-    MOAT_SLOT_ACTIVE = 3,    /* filters */
-    MOAT_SLOT_ARRIVING = 4,  /* packets from the VM wait in its ring, those to it are refused */
-    MOAT_SLOT_FROZEN = 5,    /* left the ring here, state is being handed over */
-    MOAT_SLOT_DEPARTED = 6,  /* tombstone: counts what still comes */
+    MOAT_SLOT_BLOCKED = 1, /* born so: nothing passes */
+    MOAT_SLOT_ENROLLING =
+        2, /* running VM gets its firewall: mid-stream pick-up, refusals only logged */
+    MOAT_SLOT_ACTIVE = 3,   /* filters */
+    MOAT_SLOT_ARRIVING = 4, /* packets from the VM wait in its ring, those to it are refused */
+    MOAT_SLOT_FROZEN = 5,   /* left the ring here, state is being handed over */
+    MOAT_SLOT_DEPARTED = 6, /* tombstone: counts what still comes */
     MOAT_N_SLOT_STATES
 };
 
@@ -82,13 +86,13 @@ struct moat_ctl_hello {
     uint32_t n_slots, slots_used, n_ports;
     uint32_t sessions_max, sessions_used;
     uint32_t layout_version;
-    uint64_t now_s;         /* the engine's clock: seconds since boot */
-    uint64_t started_s;     /* when this engine started, same clock */
+    uint64_t now_s;     /* the engine's clock: seconds since boot */
+    uint64_t started_s; /* when this engine started, same clock */
     uint64_t events_lost;
     uint32_t recovered_slots, recovered_sessions; /* found in the mapping at start */
-    uint32_t unclaimed;     /* enum moat_fail: what a port without slot gets */
+    uint32_t unclaimed; /* enum moat_fail: what a port without slot gets */
     uint32_t pad;
-    char engine[32];        /* version text */
+    char engine[32]; /* version text */
     char mapping[MOAT_PATH_MAX];
 };
 
@@ -153,11 +157,16 @@ struct moat_slot_info {
     uint8_t has_port; /* the switch has a port with this path */
     uint8_t pad;
     uint32_t index;
-    uint32_t sessions; /* live */
+    uint32_t sessions;      /* live */
+    uint32_t half_open;     /* of those: TCP whose handshake is not over */
+    uint32_t enroll_left_s; /* ENROLLING: until it enforces; 0: its rings have not started */
     uint32_t n_rules;
     uint32_t serial; /* rises with each ruleset that differs */
     uint64_t generation;
     uint8_t digest[16];
+    uint8_t n_learnt; /* anti-spoofing learn-once: addresses that the VM has made its own */
+    uint8_t pad2[7];
+    struct moat_addr learnt[2];
 };
 
 struct moat_port_info {
@@ -206,14 +215,14 @@ struct moat_rule_hit {
 };
 
 enum moat_event_type {
-    MOAT_EV_PORT = 1,          /* the switch registered a port: path */
-    MOAT_EV_CONNECTED = 2,     /* QEMU connected */
+    MOAT_EV_PORT = 1,      /* the switch registered a port: path */
+    MOAT_EV_CONNECTED = 2, /* QEMU connected */
     MOAT_EV_DISCONNECTED = 3,
     MOAT_EV_RINGS_STARTED = 4, /* new_device */
     MOAT_EV_RINGS_STOPPED = 5, /* destroy_device, when the switch has let go of the device */
     MOAT_EV_PRECOPY = 6,       /* dirty logging: value 1 on, 0 off */
     MOAT_EV_FROZEN = 7,        /* final delta is due; the vhost thread waits for HANDED_OVER */
-    MOAT_EV_OPENED = 8,        /* ARRIVING -> ACTIVE; value: microseconds the VM's packets were held */
+    MOAT_EV_OPENED = 8, /* ARRIVING -> ACTIVE; value: microseconds the VM's packets were held */
     MOAT_EV_HOLD_EXPIRED = 9,  /* ARRIVING and no state in time; value: hold_ms */
     MOAT_EV_STATE = 10,        /* slot changed state; value: the new one */
     MOAT_EV_PACKET = 11,       /* a logged packet: verdict in value, reason, rule, flow */
@@ -221,6 +230,9 @@ enum moat_event_type {
     MOAT_EV_REFUSED = 13,      /* a bad request or record; text says what */
     MOAT_EV_WAIT_EXPIRED = 14, /* destroy_device went on without HANDED_OVER; value: ms */
     MOAT_EV_REPLUGGED = 15,    /* a port came again: its slot is blocked until claimed */
+    MOAT_EV_LEARNT = 16,       /* anti-spoofing learn-once: the VM's address is flow.local */
+    MOAT_EV_ENROLLED = 17, /* ENROLLING -> ACTIVE; value: packets that would have been refused */
+    MOAT_EV_CUT = 18,      /* quarantine: all sessions were judged again; value: how many ended */
 };
 
 struct moat_event {
@@ -236,6 +248,73 @@ struct moat_event {
     char path[MOAT_PATH_MAX];
     struct moat_flow flow; /* MOAT_EV_PACKET */
     char text[128];
+};
+
+/* --- tracing --- */
+
+/* One instruction of classic BPF (struct bpf_insn of libpcap; the same layout).  The
+ * filter looks at the frame from its Ethernet header on; a return of 0 is no match. */
+struct moat_trace_insn {
+    uint16_t code;
+    uint8_t jt, jf;
+    uint32_t k;
+};
+
+#define MOAT_TRACE_INSNS_MAX 512
+#define MOAT_TRACE_SNAPLEN_MAX 2048
+
+/* Which verdicts are traced: bits of moat_ctl_trace.which. */
+#define MOAT_TRACE_PASSED 0x01
+#define MOAT_TRACE_REFUSED 0x02
+
+struct moat_ctl_trace {
+    char vnic[MOAT_ID_MAX]; /* empty: all slots */
+    uint32_t n_insns;       /* that follow; 0: every packet */
+    uint32_t snaplen;       /* bytes of each frame to send along, at most */
+    uint32_t which;
+    uint32_t pad;
+};
+
+/* What decided about a packet. */
+enum moat_by {
+    MOAT_BY_STATE = 0,     /* the slot's state or a fail mode */
+    MOAT_BY_CHECK = 1,     /* parser or anti-spoofing */
+    MOAT_BY_SESSION = 2,   /* a session that was there */
+    MOAT_BY_RULE = 3,      /* a rule or the default; if it passed, a session may have opened */
+    MOAT_BY_RELATED = 4,   /* an ICMP error, by the session of the packet that it quotes */
+    MOAT_BY_FRAGMENT = 5,  /* a later fragment, by its datagram */
+    MOAT_BY_QUOTA = 6,     /* a rule admits it, a quota does not */
+    MOAT_BY_ENROLLING = 7, /* would be refused (reason, rule), but the slot is being enrolled */
+    MOAT_N_BY
+};
+
+static inline const char *moat_by_name(unsigned by)
+{
+    static const char *const names[] = {"state",   "check",    "session", "rule",
+                                        "related", "fragment", "quota",   "enrolling"};
+    return by < MOAT_N_BY ? names[by] : "?";
+}
+
+/* One packet as a slot saw it.  The frame's first `cap_len` bytes follow. */
+struct moat_traced {
+    uint64_t seq;        /* of this trace, rises by one; a gap means loss */
+    uint64_t time_us;    /* CLOCK_REALTIME */
+    uint64_t generation; /* of the slot's policy; of the session's, if there is one */
+    char vnic[MOAT_ID_MAX];
+    struct moat_flow flow; /* family 0: no address could be read */
+    uint32_t frame_len, cap_len;
+    uint32_t rule; /* that decided or admitted the session; 0: the default, or none */
+    uint16_t vlan;
+    uint8_t verdict; /* MOAT_ALLOW, MOAT_DROP or MOAT_REJECT */
+    uint8_t reason;  /* enum moat_reason */
+    uint8_t by;      /* enum moat_by */
+    uint8_t slot_state;
+    uint8_t tcp_flags;
+    uint8_t has_session;                /* after this packet; the rest is about it */
+    uint8_t session_dir, session_flags; /* MOAT_SES_F_* */
+    uint8_t side_state[2];              /* by enum moat_dir */
+    uint32_t age_s;
+    uint64_t packets[2], bytes[2];
 };
 
 #endif /* moat/ctl.h */

@@ -75,7 +75,8 @@ struct moat_flow {
     X(FRAG_TINY, "fragment-tiny", "first fragment without all headers (RFC 1858, RFC 7112)")       \
     X(FRAG_OVERLAP, "fragment-overlap", "fragments overlap (RFC 5722)")                            \
     X(TCP_FLAGS, "tcp-flags", "impossible combination of TCP flags")                               \
-    X(TCP_NO_SESSION, "tcp-no-session", "TCP segment that opens nothing and belongs to no session") \
+    X(TCP_NO_SESSION, "tcp-no-session",                                                            \
+      "TCP segment that opens nothing and belongs to no session")                                  \
     X(TCP_WINDOW, "tcp-window", "TCP segment outside of the window")                               \
     X(TCP_STATE, "tcp-state", "TCP segment that does not fit the session's state")                 \
     X(ICMP_UNRELATED, "icmp-unrelated", "ICMP error that belongs to no session")                   \
@@ -83,7 +84,14 @@ struct moat_flow {
     X(TABLE_FULL, "table-full", "the session table is full")                                       \
     X(QUOTA, "quota", "the vNIC's quota of sessions is used up")                                   \
     X(POLICY_CHANGE, "policy-change", "the session's policy no longer admits it")                  \
-    X(INTERNAL, "internal", "lost a race or met a damaged entry")
+    X(INTERNAL, "internal", "lost a race or met a damaged entry")                                  \
+    X(FRAG_SIZE, "fragment-oversized",                                                             \
+      "fragments that make a datagram too long, or are behind its end")                            \
+    X(FRAG_QUOTA, "fragment-quota", "the vNIC's quota of datagrams in fragments is used up")       \
+    X(QUOTA_HALF_OPEN, "quota-half-open", "the vNIC's quota of half-open TCP sessions is used up") \
+    X(QUOTA_NEW, "quota-new-sessions", "the vNIC opens more sessions a second than it may")        \
+    X(SPOOF_DHCP, "spoof-dhcp", "DHCP request for a MAC that is not the vNIC's")                   \
+    X(ICMP_QUOTE, "icmp-quote", "ICMP error whose quoted packet is malformed or was never sent")
 
 enum moat_reason {
 #define X(SYM, NAME, TEXT) MOAT_R_##SYM,

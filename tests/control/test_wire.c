@@ -173,7 +173,7 @@ struct hostile {
 
 static const struct hostile hostile[] = {
     {"magic", WIRE_START, 0, 4, 0},
-    {"version", WIRE_START, 4, 2, 2},
+    {"version", WIRE_START, 4, 2, MOAT_WIRE_VERSION + 1},
     {"type 0", WIRE_START, 6, 2, 0},
     {"type too high", WIRE_START, 6, 2, WIRE_N_TYPES},
     {"huge length", WIRE_START, 8, 4, UINT32_MAX},

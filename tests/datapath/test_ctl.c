@@ -639,7 +639,12 @@ END_TEST
     X(c.settings.on_missing_state = 3)                                                             \
     X(c.settings.on_unprotected_host = 255)                                                        \
     X(c.settings.tcp_loose = 2)                                                                    \
-    X(c.settings.spoof = 2)                                                                        \
+    X(c.settings.spoof = 3)                                                                        \
+    X(c.settings.vlan = 2)                                                                         \
+    X(c.settings.ra_guard = 2)                                                                     \
+    X(c.settings.dhcp_guard = 2)                                                                   \
+    X(c.settings.n_ethertypes = MOAT_ETHERTYPES_MAX + 1)                                           \
+    X(c.settings.timers[MOAT_T_ICMP] = MOAT_TIMER_MAX + 1)                                         \
     X(c.settings.transfer_sessions = 2)                                                            \
     X(c.settings.quarantine = 2)                                                                   \
     X(snprintf(c.path, sizeof c.path, PATH)) /* another vNIC's */

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_FRAGMENT_H
+#define MOAT_DP_FRAGMENT_H 1
+
+/* Datagrams in fragments: one verdict for the whole.
+ *
+ * The first fragment has all headers (RFC 1858, RFC 7112; the parser saw to that) and is
+ * judged as any packet; what was said about it holds for the others.  A fragment that
+ * overlaps another one, lies behind the end or makes the datagram too long condemns the
+ * datagram (RFC 5722, RFC 3128, RFC 8200): nothing of it passes any more, so that what
+ * passed before is never reassembled.  An exact duplicate is refused alone.
+ *
+ * Fragments that come before the first one are held as copies, few per slot, and given back
+ * when it has been admitted.
+ *
+ * The table belongs to an engine and is not in the mapping.  Each slot has a quota of datagrams
+ * under way; one slot cannot use up another's.  A datagram is forgotten MOAT_FRAGMENT_S seconds
+ * after its first packet (RFC 8200: 60 s; RFC 791: 15 s at least).
+ *
+ * Threads: any packet thread; the fragments of one datagram may come on several.  A short
+ * lock per bucket.  Knows no clock: time comes in.  Nothing is allocated after create. */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moat/flow.h"
+
+#include "parse.h"
+#include "session.h"
+
+#define MOAT_FRAGMENT_S 30            /* seconds that a datagram may take */
+#define MOAT_FRAGMENT_RANGES 16       /* disjoint pieces of one datagram */
+#define MOAT_FRAGMENT_HELD 4          /* held fragments of one datagram */
+#define MOAT_FRAGMENT_HELD_BYTES 2048 /* longer frames are not held */
+
+struct moat_fragments;
+
+struct moat_fragment_conf {
+    uint32_t n_slots;     /* slot indexes are below this */
+    uint32_t n_datagrams; /* under way at once, over all slots; 0: 4096 */
+    uint32_t n_held;      /* held fragments, over all slots; 0: 256 */
+    uint64_t seed[2];     /* salt of the hash */
+};
+
+/* NULL with errno. */
+struct moat_fragments *moat_fragments_create(const struct moat_fragment_conf *);
+void moat_fragments_destroy(struct moat_fragments *);
+
+/* Which datagram a fragment belongs to. */
+struct moat_fragment_ctx {
+    uint32_t slot;   /* index */
+    uint32_t tag;    /* of the slot's view: an incarnation's datagrams die with it */
+    uint32_t serial; /* of the slot's ruleset: a newer one condemns what is under way */
+    uint32_t limit;  /* the slot's quota of datagrams */
+    uint32_t now_s;
+    enum moat_dir dir;
+};
+
+/* What is to be done with a fragment. */
+enum moat_fragment_say {
+    MOAT_FRAGMENT_JUDGE,  /* the first one: judge it, then say so to moat_fragment_judged() */
+    MOAT_FRAGMENT_PASS,   /* a later one of an admitted datagram */
+    MOAT_FRAGMENT_HOLD,   /* was copied: refuse it without counting it as a drop */
+    MOAT_FRAGMENT_REFUSE, /* *reason says why */
+};
+
+/* A fragment (p->frag != 0) has come and passed all checks of its own.  PASS sets *key and *hash to
+ * the session that admitted the first one, if *has_key. */
+enum moat_fragment_say moat_fragment_in(struct moat_fragments *, const struct moat_fragment_ctx *,
+                                        const struct moat_pkt *p, struct moat_key *key,
+                                        uint64_t *hash, bool *has_key, enum moat_reason *reason);
+
+/* One held fragment that may go now.  Bytes are valid during the call. */
+typedef void moat_fragment_release_fn(void *aux, const uint8_t *frame, uint32_t len);
+
+/* The first fragment was judged.  key NULL: it needs no session (multicast).  Held ones are
+ * released if `passed`, else dropped; returns how many of them. */
+unsigned moat_fragment_judged(struct moat_fragments *, const struct moat_fragment_ctx *,
+                              const struct moat_pkt *p, bool passed, const struct moat_key *key,
+                              uint64_t hash, moat_fragment_release_fn *, void *aux);
+
+/* Housekeeping, control thread: forgets a slice of the datagrams that took too long; held fragments
+ * of those are dropped.  Returns how many held ones were. */
+unsigned moat_fragments_age(struct moat_fragments *, uint32_t now_s);
+
+/* How many datagrams of a slot are under way; all slots if slot is UINT32_MAX. */
+uint32_t moat_fragments_used(const struct moat_fragments *, uint32_t slot);
+
+#endif /* datapath/fragment.h */
