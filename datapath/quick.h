@@ -75,15 +75,17 @@ static inline __attribute__((always_inline)) bool moat_quick_own(const struct mo
     return moat_quick_32(d + MOAT_Q_SMAC) == moat_quick_32(v->mac) &&
            moat_quick_16(d + MOAT_Q_SMAC + 4) == moat_quick_16(v->mac + 4) &&
            moat_quick_32(d + MOAT_Q_SRC) == moat_quick_32(v->addrs[0].addr) &&
-           v->addrs[0].family == MOAT_FAM_IP4 && v->settings.spoof == MOAT_SPOOF_STRICT;
+           v->addrs[0].family == MOAT_FAM_IP4 && v->settings.spoof != MOAT_SPOOF_OFF;
 }
 
-static inline __attribute__((always_inline)) bool moat_quick_udp(struct moat_pkt *p, uint32_t total)
+/* Ports 67 and 68 belong to the guard. */
+static inline __attribute__((always_inline)) bool moat_quick_udp(struct moat_pkt *p, uint32_t total,
+                                                                 uint16_t dport)
 {
     uint32_t len = moat_quick_be16(p->data + MOAT_Q_L4 + 4);
 
     p->kind = MOAT_PKT_UDP;
-    return total >= 28 && len >= 8 && len <= total - 20;
+    return total >= 28 && len >= 8 && len <= total - 20 && (uint16_t)(dport - 67) > 1;
 }
 
 static inline __attribute__((always_inline)) bool moat_quick_tcp(struct moat_pkt *p, uint32_t total)
@@ -122,7 +124,7 @@ static inline __attribute__((always_inline)) bool moat_quick(const struct moat_v
         return false;
     if (dir == MOAT_FROM_VM && __builtin_expect(!moat_quick_own(v, d), 0))
         return false;
-    if (d[MOAT_Q_PROTO] == 17 ? !moat_quick_udp(p, total)
+    if (d[MOAT_Q_PROTO] == 17 ? !moat_quick_udp(p, total, dport)
                               : d[MOAT_Q_PROTO] != 6 || !moat_quick_tcp(p, total))
         return false;
     p->src = d + MOAT_Q_SRC;
