@@ -876,11 +876,11 @@ static void end_enrolment(struct moat_engine *e, struct moat_slot *s, uint64_t n
 static void adopt_learnt(struct moat_engine *e, struct moat_slot *s)
 {
     const struct moat_slot_rec *r = rec_of(e, s);
-    unsigned before = s->n_learnt;
+    unsigned learnt = 0;
 
-    if (conf_of(r)->settings.spoof != MOAT_SPOOF_LEARN ||
-        before == (__atomic_load_n(&r->learnt[0].state, __ATOMIC_ACQUIRE) == MOAT_LEARNT) +
-                      (__atomic_load_n(&r->learnt[1].state, __ATOMIC_ACQUIRE) == MOAT_LEARNT))
+    for (unsigned i = 0; i < 2; i++)
+        learnt += __atomic_load_n(&r->learnt[i].state, __ATOMIC_ACQUIRE) == MOAT_LEARNT;
+    if (conf_of(r)->settings.spoof != MOAT_SPOOF_LEARN || learnt == s->n_learnt)
         return;
     refresh(e, s);
     for (unsigned i = 0; i < 2; i++) {
