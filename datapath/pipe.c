@@ -49,16 +49,21 @@ struct burst {
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 #define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
 
-static void refuse(struct burst *b, unsigned i, enum moat_reason reason)
-{
-    b->pkts[i].reason = reason;
-    moat_count(b->counters, MOAT_C_DROP(b->dir, reason), 1);
-}
-
 static inline void pass(struct burst *b, unsigned i)
 {
     b->passed |= 1u << i;
     b->bytes += b->pkts[i].total;
+}
+
+static void refuse(struct burst *b, unsigned i, enum moat_reason reason)
+{
+    if (reason == MOAT_TCP_UNBELIEVED) { /* no sign of life: not counted for the session */
+        moat_count(b->counters, MOAT_C_UNBELIEVED, 1);
+        pass(b, i);
+        return;
+    }
+    b->pkts[i].reason = reason;
+    moat_count(b->counters, MOAT_C_DROP(b->dir, reason), 1);
 }
 
 static void log_packet(struct burst *b, const struct moat_pkt *p, const struct moat_flow *flow,
@@ -262,7 +267,7 @@ STRAIGHT enum moat_reason track_state(struct moat_session *s, const struct moat_
 STRAIGHT bool is_over(const struct burst *b, const struct moat_session *s, const struct moat_pkt *p)
 {
     return LOAD(&s->flags) & MOAT_SES_F_CUT || moat_session_expired(s, b->thread->now_s) ||
-           (p->kind == MOAT_PKT_TCP && moat_tcp_reopens(s->side, &p->tcp));
+           (p->kind == MOAT_PKT_TCP && moat_tcp_reopens(s->side, b->dir, &p->tcp));
 }
 
 /* Counts may lose a packet if two threads serve one direction (several queues). */
