@@ -107,7 +107,7 @@ static void own_addresses(struct moat_slot *s, struct moat_slot_rec *r, struct m
     const struct moat_slot_conf *c = conf_of(r);
 
     v->n_addrs = c->n_addrs;
-    memcpy(v->addrs, c->addrs, sizeof c->addrs);
+    memcpy(v->addrs, c->addrs, c->n_addrs * sizeof *c->addrs); /* the rest stays zero */
     s->n_learnt = 0;
     for (unsigned i = 0; c->settings.spoof == MOAT_SPOOF_LEARN && i < 2; i++) {
         struct moat_addr a = {.family = i ? MOAT_FAM_IP6 : MOAT_FAM_IP4, .plen = i ? 128 : 32};
