@@ -692,11 +692,12 @@ START_TEST(what_finds_no_room_is_counted)
 }
 END_TEST
 
-/* What waits dies with the device, however that ends. */
+/* What waits dies with the device, however that ends; and a VM without one gets nothing. */
 START_TEST(nothing_outlives_the_device)
 {
     struct rte_mbuf *out[64];
 
+    room = 64;
     for (int how = 0; how < 4; how++) {
         inject(MOAT_FROM_VM, 0, 100);
         if (how == 0)
@@ -705,16 +706,29 @@ START_TEST(nothing_outlives_the_device)
             hook_disconnected(VID_OPEN);
         else if (how == 2)
             ck_assert_int_eq(hook_port_register("/open"), 0);
+        inject(MOAT_TO_VM, 0, 60);
+        ck_assert_uint_eq(n_taken, how == 3);
         if (how)
             hook_connected(VID_OPEN);
         hook_started(VID_OPEN);
         ck_assert_uint_eq(dequeue(VID_OPEN, out), 0);
         ck_assert_uint_eq(in_use(), 0);
     }
-    hook_disconnected(VID_UNKNOWN); /* another one's end is not this one's */
+}
+END_TEST
+
+/* The old device's end is told after the new one's start. */
+START_TEST(an_end_that_comes_late)
+{
+    names[VID_UNKNOWN] = "/open";
+    hook_connected(VID_UNKNOWN);
+    hook_started(VID_UNKNOWN);
+    hook_stopped(VID_OPEN);
+    hook_disconnected(VID_OPEN);
     room = 1;
     inject(MOAT_TO_VM, 0, 60);
     ck_assert_uint_eq(n_taken, 1);
+    ck_assert_int_eq(got.vid, VID_UNKNOWN);
 }
 END_TEST
 
@@ -796,6 +810,7 @@ int main(void)
     tcase_add_test(t, no_more_than_the_switch_has_room_for);
     tcase_add_test(t, what_finds_no_room_is_counted);
     tcase_add_test(t, nothing_outlives_the_device);
+    tcase_add_test(t, an_end_that_comes_late);
     tcase_add_test(t, none_is_lost_without_a_count);
     suite_add_tcase(s, t);
     r = srunner_create(s);

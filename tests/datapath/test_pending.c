@@ -11,7 +11,7 @@
 
 #define ROUNDS 200000
 #define THREADS 3
-#define PER_THREAD 20000
+#define PER_THREAD 200000
 #define MOST (MOAT_PENDING_BYTES / 3 + 1) /* frames of one byte */
 
 /* For inner loops: check's own macros write to a file each time. */
