@@ -38,10 +38,13 @@
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
 #define STORE(F, V) __atomic_store_n(&(F), V, __ATOMIC_RELAXED)
 
+/* The established flow is one function; what is rare stays out of its way. */
+#define STRAIGHT static inline __attribute__((always_inline))
+#define RARE static __attribute__((noinline, cold))
+
 /* A segment with what is derived of it. */
 struct seg {
     uint32_t seq, data_end, end, ack, win; /* end: with FIN; win scaled */
-    uint8_t flags;
     bool has_ack;
 };
 
@@ -138,8 +141,8 @@ static uint16_t syn_window(uint16_t win, uint8_t mine, uint8_t peers)
 
 /* An end whose SYN is not acknowledged yet tells its numbers.  `sent` is what of the
  * other's it has acknowledged. */
-static void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
-                         const struct moat_tcp_seg *s, uint32_t sent)
+RARE void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
+                       const struct moat_tcp_seg *s, uint32_t sent)
 {
     uint8_t peers = LOAD(dst->wscale), was = LOAD(src->wscale);
     uint32_t end = segment_end(s);
@@ -158,8 +161,8 @@ static void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
 /* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
  * (RFC 9293, figure 8), a refusal, or an ACK of an older connection which it still has: the
  * caller will reset that (figure 9), with the number that is acknowledged here. */
-static enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *dst,
-                               const struct moat_tcp_seg *s)
+RARE enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *dst,
+                             const struct moat_tcp_seg *s)
 {
     uint32_t sent = LOAD(dst->seq_lo);
     bool acks = s->flags & MOAT_TCP_ACK;
@@ -191,8 +194,8 @@ static enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *
 
 /* A SYN of an end that has sent one.  Nobody has answered: it may start anew, with
  * another number, or without the data that the first one had (RFC 7413, section 4.1.3). */
-static enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
-                                  const struct moat_tcp_seg *s)
+RARE enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                const struct moat_tcp_seg *s)
 {
     uint32_t was = LOAD(src->seq_lo), end = segment_end(s);
 
@@ -213,8 +216,8 @@ static enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_sid
 
 /* --- the established flow --- */
 
-static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *dst,
-                 const struct seg *g, uint32_t src_win, uint32_t dst_win, bool lenient)
+STRAIGHT bool fits(const struct moat_ses_side *src, const struct moat_ses_side *dst,
+                   const struct seg *g, uint32_t src_win, uint32_t dst_win, bool lenient)
 {
     uint32_t slack = max32(max32(src_win, dst_win), MIN_SLACK);
     uint32_t far = slack < MAX_AHEAD ? slack : MAX_AHEAD;
@@ -233,8 +236,8 @@ static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *ds
     return true;
 }
 
-static void update(struct moat_ses_side *src, struct moat_ses_side *dst,
-                   const struct moat_tcp_seg *s, const struct seg *g)
+STRAIGHT void update(struct moat_ses_side *src, struct moat_ses_side *dst,
+                     const struct moat_tcp_seg *s, const struct seg *g)
 {
     uint8_t wscale = LOAD(src->wscale);
 
@@ -254,33 +257,30 @@ static void update(struct moat_ses_side *src, struct moat_ses_side *dst,
 
 /* Is the whole stream of this end, with its FIN, acknowledged?  Only the ack of the FIN
  * itself counts. */
-static void advance(struct moat_ses_side *src, struct moat_ses_side *dst, const struct seg *g)
+RARE void advance(struct moat_ses_side *src, struct moat_ses_side *dst,
+                  const struct moat_tcp_seg *s)
 {
     uint8_t peer = LOAD(dst->state);
 
-    if (g->flags & MOAT_TCP_FIN)
+    if (s->flags & MOAT_TCP_FIN)
         rise(src, MOAT_TCPS_CLOSING);
-    if (g->has_ack && g->ack == LOAD(dst->seq_lo)) {
-        if (peer == MOAT_TCPS_SYN_SENT)
-            rise(dst, MOAT_TCPS_ESTABLISHED);
-        else if (peer == MOAT_TCPS_CLOSING)
-            rise(dst, MOAT_TCPS_FIN_ACKED);
-    } else if (g->has_ack && peer == MOAT_TCPS_SYN_SENT) {
+    if (peer == MOAT_TCPS_SYN_SENT)
         rise(dst, MOAT_TCPS_ESTABLISHED);
-    }
+    else if (peer == MOAT_TCPS_CLOSING && s->ack == LOAD(dst->seq_lo))
+        rise(dst, MOAT_TCPS_FIN_ACKED);
 }
 
 /* A RST of an end that nobody has answered: it gives up, or it resets the older connection
  * of the end that it called; then it goes on with its own. */
-static enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_ses_side *dst,
-                                         const struct seg *g)
+RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                       const struct moat_tcp_seg *s)
 {
-    if (g->seq == LOAD(src->seq_lo)) {
+    if (s->seq == LOAD(src->seq_lo)) {
         rise(src, MOAT_TCPS_RESET);
         rise(dst, MOAT_TCPS_RESET);
         return MOAT_R_NONE;
     }
-    if (LOAD(dst->max_win) && g->seq == LOAD(dst->seq_lo))
+    if (LOAD(dst->max_win) && s->seq == LOAD(dst->seq_lo))
         return MOAT_TCP_UNBELIEVED;
     return MOAT_R_TCP_WINDOW;
 }
@@ -290,8 +290,8 @@ static enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_
  * What is exact to the receiver is what it has acknowledged.  That is where the stream ends;
  * or, if it has missed the rest, as far behind the edge as its largest window, if it still
  * offers that.  It cannot be further behind: such a RST is dropped anyway. */
-static enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
-                              const struct seg *g, uint32_t dst_win, bool lenient)
+RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
+                            const struct moat_tcp_seg *s, uint32_t dst_win, bool lenient)
 {
     bool guessed = (LOAD(src->wscale) | LOAD(dst->wscale)) & GUESSED;
     uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi), low = hi - max32(dst_win, 1);
@@ -301,12 +301,12 @@ static enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *d
     if (guessed || lenient) {
         low = lo - slack;
         hi += lenient ? slack : 0;
-    } else if (g->has_ack && g->ack && before(LOAD(dst->seq_lo), g->ack)) {
+    } else if (s->flags & MOAT_TCP_ACK && s->ack && before(LOAD(dst->seq_lo), s->ack)) {
         return MOAT_R_TCP_WINDOW; /* some stacks leave it 0 */
     }
-    if (before(hi, g->seq) || (g->seq != lo && before(g->seq, low)))
+    if (before(hi, s->seq) || (s->seq != lo && before(s->seq, low)))
         return MOAT_R_TCP_WINDOW;
-    exact = g->seq == lo || (g->seq == low && before(low, lo) && !guessed && !lenient);
+    exact = s->seq == lo || (s->seq == low && before(low, lo) && !guessed && !lenient);
     if (!exact || LOAD(src->state) == MOAT_TCPS_RESET)
         return MOAT_TCP_UNBELIEVED;
     rise(src, MOAT_TCPS_RESET);
@@ -315,16 +315,15 @@ static enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *d
 }
 
 /* What the segment says, in the terms of both sides. */
-static inline void measure(const struct moat_ses_side *src, const struct moat_ses_side *dst,
-                           const struct moat_tcp_seg *s, struct seg *g, uint32_t *src_win,
-                           uint32_t *dst_win)
+STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_side *dst,
+                      const struct moat_tcp_seg *s, struct seg *g, uint32_t *src_win,
+                      uint32_t *dst_win)
 {
     uint8_t src_scale = LOAD(src->wscale), dst_scale = LOAD(dst->wscale);
 
     g->seq = s->seq;
     g->data_end = s->seq + s->len;
     g->end = segment_end(s);
-    g->flags = s->flags;
     g->has_ack = s->flags & MOAT_TCP_ACK;
     g->ack = s->ack;
     g->win = (uint32_t)s->win << scale_of(src_scale, dst_scale);
@@ -335,8 +334,8 @@ static inline void measure(const struct moat_ses_side *src, const struct moat_se
 /* A SYN|ACK of an end that has sent a SYN: again, the second half of a simultaneous open,
  * or with another number of an end that has forgotten the first one (SYN cookies): the
  * last one counts as long as none was acknowledged. */
-static enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_side *dst,
-                                      const struct moat_tcp_seg *s, bool lenient)
+RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                    const struct moat_tcp_seg *s, bool lenient)
 {
     uint8_t mine = LOAD(src->state), peers = LOAD(dst->state);
     uint32_t src_win, dst_win;
@@ -360,11 +359,11 @@ static enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses
 }
 
 /* Nothing new behind a FIN; nothing is believed after a reset. */
-static enum moat_reason after_the_end(const struct moat_ses_side *src, const struct seg *g)
+RARE enum moat_reason after_the_end(const struct moat_ses_side *src, uint32_t end)
 {
     if (LOAD(src->state) == MOAT_TCPS_RESET)
         return MOAT_TCP_UNBELIEVED;
-    return before(LOAD(src->seq_lo), g->end) ? MOAT_R_TCP_STATE : MOAT_R_NONE;
+    return before(LOAD(src->seq_lo), end) ? MOAT_R_TCP_STATE : MOAT_R_NONE;
 }
 
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
@@ -382,33 +381,29 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
                                        : again_syn(src, dst, s);
     measure(src, dst, s, &g, &src_win, &dst_win);
     if (__builtin_expect(s->flags & MOAT_TCP_RST, 0))
-        return LOAD(dst->state) == MOAT_TCPS_NONE ? reset_unanswered(src, dst, &g)
-                                                  : reset(src, dst, &g, dst_win, lenient);
+        return LOAD(dst->state) == MOAT_TCPS_NONE ? reset_unanswered(src, dst, s)
+                                                  : reset(src, dst, s, dst_win, lenient);
     if (!g.has_ack || LOAD(dst->state) == MOAT_TCPS_NONE)
         return MOAT_R_TCP_STATE;
     if (!fits(src, dst, &g, src_win, dst_win, lenient))
         return MOAT_R_TCP_WINDOW;
     if (__builtin_expect(state >= MOAT_TCPS_CLOSING, 0)) {
-        enum moat_reason reason = after_the_end(src, &g);
+        enum moat_reason reason = after_the_end(src, g.end);
 
         if (reason)
             return reason;
     }
     update(src, dst, s, &g);
     if (__builtin_expect((s->flags & MOAT_TCP_FIN) || LOAD(dst->state) != MOAT_TCPS_ESTABLISHED, 0))
-        advance(src, dst, &g);
+        advance(src, dst, s);
     return MOAT_R_NONE;
 }
 
-bool moat_tcp_reopens(const struct moat_ses_side side[2], unsigned dir,
-                      const struct moat_tcp_seg *s)
+bool moat_tcp_syn_reopens(const struct moat_ses_side side[2], unsigned dir,
+                          const struct moat_tcp_seg *s)
 {
-    uint8_t mine, peers;
+    uint8_t mine = LOAD(side[dir].state), peers = LOAD(side[!dir].state);
 
-    if (__builtin_expect(!(s->flags & MOAT_TCP_SYN), 1) || s->flags & MOAT_TCP_ACK)
-        return false;
-    mine = LOAD(side[dir].state);
-    peers = LOAD(side[!dir].state);
     return mine == MOAT_TCPS_RESET || peers == MOAT_TCPS_RESET ||
            (peers == MOAT_TCPS_FIN_ACKED &&
             (mine == MOAT_TCPS_FIN_ACKED ||

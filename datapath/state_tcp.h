@@ -66,8 +66,15 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
  *   - both have sent a FIN and the receiver's was acknowledged, so it may be in TIME-WAIT
  *     though the acknowledgement of the sender's was not seen, and the sequence number
  *     is above the old ones (RFC 9293, 3.6.1 and 3.10.7.4; RFC 6191). */
-bool moat_tcp_reopens(const struct moat_ses_side side[2], unsigned dir,
-                      const struct moat_tcp_seg *);
+bool moat_tcp_syn_reopens(const struct moat_ses_side side[2], unsigned dir,
+                          const struct moat_tcp_seg *);
+
+static inline bool moat_tcp_reopens(const struct moat_ses_side side[2], unsigned dir,
+                                    const struct moat_tcp_seg *s)
+{
+    return __builtin_expect((s->flags & (MOAT_TCP_SYN | MOAT_TCP_ACK)) == MOAT_TCP_SYN, 0) &&
+           moat_tcp_syn_reopens(side, dir, s);
+}
 
 /* True while the handshake is not over: what SYN floods make. */
 bool moat_tcp_half_open(const struct moat_ses_side side[2]);
