@@ -83,6 +83,7 @@ struct moat_vm_spec {
     const char *name; /* need not be unique */
     const struct moat_label *labels;
     size_t n_labels;
+    bool quarantine; /* an operator's word, whatever the policy says */
 };
 
 struct moat_vnic_spec {
@@ -150,13 +151,14 @@ int moat_policy_rule_text(const struct moat_policy *, uint32_t id, char *buf, si
                           unsigned *line);
 
 /* The settings of a VM: the host's defaults are not in here.  Quarantine is set
- * if no rule that allows, drops or rejects names the VM (base tier aside); a
- * NULL policy names none. */
+ * if the inventory says so, or if no rule that allows, drops or rejects names the
+ * VM (base tier aside); a NULL policy names none. */
 int moat_policy_settings(const struct moat_policy *, const struct moat_inventory *, unsigned vm,
                          struct moat_settings *);
 
 /* The ruleset of one vNIC, in memory that the caller frees.  A VM in quarantine
- * gets the base tier and a default of drop.  -EINVAL: no such vNIC; -E2BIG: over
+ * gets the base tier and a default of drop, and the blob is marked as such: its
+ * digest is never that of a ruleset of a VM that is not in quarantine.  -EINVAL: no such vNIC; -E2BIG: over
  * MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
 int moat_policy_compile(const struct moat_policy *, const struct moat_inventory *, unsigned vnic,
                         uint64_t generation, uint8_t **blob, size_t *len, struct moat_diags *);
