@@ -282,6 +282,11 @@ void moat_inventory_destroy(struct moat_inventory *inv)
     free(inv);
 }
 
+void moat_inventory_set_quarantine(struct moat_inventory *inv, unsigned vm, bool quarantine)
+{
+    inv->vms[vm].quarantine = quarantine;
+}
+
 int moat_inventory_find_network(const struct moat_inventory *inv, const char *name)
 {
     return find(inv, NETWORKS, name);

@@ -4,8 +4,8 @@
 
 /* The policy library: text in, rulesets, settings or a diagnosis out.
  *
- * Pure: no I/O, threads, clock or globals.  A policy and an inventory do not
- * change after they are built; any number of threads may read them.  Text,
+ * Pure: no I/O, threads, clock or globals.  A policy does not change after it is
+ * built, an inventory only by its owner's calls; any number of threads may read them.  Text,
  * file names and the inventory are taken for hostile and are copied.
  *
  * Functions return 0 or a negative errno, or a pointer and NULL.  Where a
@@ -104,6 +104,10 @@ int moat_inventory_add_network(struct moat_inventory *, const struct moat_networ
 int moat_inventory_add_vm(struct moat_inventory *, const struct moat_vm_spec *);
 int moat_inventory_add_vnic(struct moat_inventory *, const struct moat_vnic_spec *);
 
+/* The one thing that changes in an inventory: an operator's word counts even while new rows
+ * cannot be read.  vm < n_vms; nobody may be reading. */
+void moat_inventory_set_quarantine(struct moat_inventory *, unsigned vm, bool quarantine);
+
 /* Index or -ENOENT. */
 int moat_inventory_find_network(const struct moat_inventory *, const char *name);
 int moat_inventory_find_vm(const struct moat_inventory *, const char *uuid);
@@ -158,8 +162,8 @@ int moat_policy_settings(const struct moat_policy *, const struct moat_inventory
 
 /* The ruleset of one vNIC, in memory that the caller frees.  A VM in quarantine
  * gets the base tier and a default of drop, and the blob is marked as such: its
- * digest is never that of a ruleset of a VM that is not in quarantine.  -EINVAL: no such vNIC; -E2BIG: over
- * MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
+ * digest is never that of a ruleset of a VM that is not in quarantine.  -EINVAL: no such vNIC;
+ * -E2BIG: over MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
 int moat_policy_compile(const struct moat_policy *, const struct moat_inventory *, unsigned vnic,
                         uint64_t generation, uint8_t **blob, size_t *len, struct moat_diags *);
 

@@ -14,7 +14,6 @@
 /* --- What there is ---------------------------------------------------------------------- */
 
 #define SECOND 1000u
-#define HOUR (3600u * SECOND)
 
 #define FIELD(NAME)                                                                                \
     .field = offsetof(struct moat_settings, NAME), .size = sizeof(((struct moat_settings *)0)->NAME)
@@ -47,10 +46,10 @@ static const struct setting_def defs[N_SETTINGS] = {
     [SETTING_ETHERTYPES] = {"ethertypes", SETTING_ETHER_TYPES, "an ethertype or `none`",
                             "write: ethertypes 0x88cc, 0x88f7"},
     [SETTING_HOLD] = {"hold", SETTING_TIME, "a time of up to 60s", "write: hold 800ms",
-                      .max = 60 * SECOND, .unit = 1, FIELD(hold_ms)},
+                      .max = MOAT_HOLD_MAX, .unit = 1, FIELD(hold_ms)},
     [SETTING_ENROLL] = {"enroll", SETTING_TIME, "a time of up to 1h, in seconds",
-                        "write: enroll 10m; 0s is off", .max = HOUR, .unit = SECOND,
-                        FIELD(enroll_s)},
+                        "write: enroll 10m; 0s is off", .max = MOAT_ENROLL_MAX * SECOND,
+                        .unit = SECOND, FIELD(enroll_s)},
     [SETTING_MAX_SESSIONS] = {"max-sessions", NUMBER, FIELD(max_sessions)},
     [SETTING_MAX_HALF_OPEN] = {"max-half-open", NUMBER, FIELD(max_half_open)},
     [SETTING_MAX_NEW_SESSIONS] = {"max-new-sessions", NUMBER, FIELD(max_new)},
@@ -73,6 +72,8 @@ const struct setting_def *moat_setting_def(enum ast_setting_key key)
 
 const char *moat_setting_bad_ethertype(uint32_t type)
 {
+    if (!moat_ethertype_is_judged(type))
+        return NULL;
     if (type < 0x0600)
         return "a number below 0x0600 is a frame's length, not an ethertype";
     switch (type) {
@@ -85,13 +86,9 @@ const char *moat_setting_bad_ethertype(uint32_t type)
     case 0x8100:
     case 0x88a8:
         return "for tagged frames write: vlan inspect";
-    case 0x9100:
-    case 0x9200:
-    case 0x9300:
+    default:
         return "behind an old tag a packet would hide; what can be inspected are 802.1Q and "
                "802.1ad, with: vlan inspect";
-    default:
-        return NULL;
     }
 }
 
