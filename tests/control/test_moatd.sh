@@ -272,8 +272,7 @@ until_ok "an event" event_has 'refuses from now on: 7'
 slot_has B 'state=active' vnic-young || fail "$(slot B vnic-young)"
 stop engineB
 start_engine B # with an empty mapping
-say_soon() { until_ok "engine $1" test -S "$dir/$1.cmd" && say "$@"; }
-say_soon B port "$(path B vnic-young)"
+until_ok "engine B" say B port "$(path B vnic-young)"
 until_ok "its second slot enforces" slot_has B 'state=active epoch=1 .*ruleset=1' vnic-young
 
 step "an enrolment ends when the policy says so, and with a move, which takes along what is left"
