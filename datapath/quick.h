@@ -78,14 +78,18 @@ static inline __attribute__((always_inline)) bool moat_quick_own(const struct mo
            v->addrs[0].family == MOAT_FAM_IP4 && v->settings.spoof != MOAT_SPOOF_OFF;
 }
 
-/* Ports 67 and 68 belong to the guard. */
-static inline __attribute__((always_inline)) bool moat_quick_udp(struct moat_pkt *p, uint32_t total,
-                                                                 uint16_t dport)
+/* What is sent to a DHCP port is the guard's. */
+static inline __attribute__((always_inline)) bool moat_quick_dhcp(const uint8_t *d, uint16_t dport)
+{
+    return d[MOAT_Q_PROTO] == 17 && (uint16_t)(dport - 67) <= 1;
+}
+
+static inline __attribute__((always_inline)) bool moat_quick_udp(struct moat_pkt *p, uint32_t total)
 {
     uint32_t len = moat_quick_be16(p->data + MOAT_Q_L4 + 4);
 
     p->kind = MOAT_PKT_UDP;
-    return total >= 28 && len >= 8 && len <= total - 20 && (uint16_t)(dport - 67) > 1;
+    return total >= 28 && len >= 8 && len <= total - 20;
 }
 
 static inline __attribute__((always_inline)) bool moat_quick_tcp(struct moat_pkt *p, uint32_t total)
@@ -122,9 +126,10 @@ static inline __attribute__((always_inline)) bool moat_quick(const struct moat_v
     dport = moat_quick_be16(d + MOAT_Q_L4 + 2);
     if (__builtin_expect(!moat_quick_ip4(p, total) || !sport || !dport, 0))
         return false;
-    if (dir == MOAT_FROM_VM && __builtin_expect(!moat_quick_own(v, d), 0))
+    if (dir == MOAT_FROM_VM &&
+        __builtin_expect(!moat_quick_own(v, d) || moat_quick_dhcp(d, dport), 0))
         return false;
-    if (d[MOAT_Q_PROTO] == 17 ? !moat_quick_udp(p, total, dport)
+    if (d[MOAT_Q_PROTO] == 17 ? !moat_quick_udp(p, total)
                               : d[MOAT_Q_PROTO] != 6 || !moat_quick_tcp(p, total))
         return false;
     p->src = d + MOAT_Q_SRC;
