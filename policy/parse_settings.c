@@ -65,7 +65,8 @@ static bool parse_fail(struct parser *p, const struct setting_def *def, struct a
         return false;
     if (s->value != MOAT_FAIL_PICKUP || p->tok.kind != LEX_WORD)
         return true;
-    if (!parse_duration(&p->tok, &ms) || ms < SECOND || ms > MOAT_PICKUP_MAX * SECOND || ms % SECOND)
+    if (!parse_duration(&p->tok, &ms) || ms < SECOND || ms > MOAT_PICKUP_MAX * SECOND ||
+        ms % SECOND)
         return moat_parse_unexpected(p, "1s to 24 hours in seconds", "write: pickup 60s");
     s->pickup_s = ms / SECOND;
     moat_parse_advance(p);
