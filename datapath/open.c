@@ -35,7 +35,7 @@ static void tell_quota(struct burst *b, enum moat_quota quota, enum moat_reason 
     if (!moat_slot_may_tell(b->view->slot, quota, b->thread->now_s))
         return;
     name_event(b, &ev);
-    snprintf(ev.text, sizeof ev.text, "%s", what[quota]);
+    snprintf(ev.text, sizeof ev.text, "the quota of %s is reached: %u", what[quota], limit);
     moat_event_post(&b->engine->events, &ev, false);
 }
 

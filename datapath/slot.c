@@ -655,7 +655,7 @@ int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, 
         r->pickup_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + st->pickup_s;
     if (st->state != MOAT_SLOT_ARRIVING)
         s->ready = false;
-    if (st->state == MOAT_SLOT_ENROLLING) {
+    if (st->state == MOAT_SLOT_ENROLLING && (st->pickup_s || r->state != st->state)) {
         r->enroll_until = 0;
         s->enroll_s = 0;
         start_enrolling(e, s, st->pickup_s);

@@ -224,6 +224,7 @@ START_TEST(enrolling_waits_for_the_vm)
     ck_assert_uint_eq(info.enroll_left_s, 0);
     moat_port_started(r.port[A]);
     rig_pass_time(&r, 5000);
+    enroll(A, 0); /* said again without a time: it runs on */
     ck_assert(moat_slot_info(r.e, A, &info));
     ck_assert_uint_eq(info.state, MOAT_SLOT_ENROLLING);
     rig_pass_time(&r, 6000);
