@@ -435,6 +435,16 @@ bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_
     return !before(lo, seq) && !before(seq, LOAD(src->seq_lo) - slack);
 }
 
+void moat_tcp_extend(struct moat_ses_side side[2], unsigned dir, uint32_t end)
+{
+    struct moat_ses_side *src = &side[dir];
+
+    if (before(LOAD(src->seq_hi), end))
+        end = LOAD(src->seq_hi);
+    if (LOAD(src->state) == MOAT_TCPS_ESTABLISHED && before(LOAD(src->seq_lo), end))
+        STORE(src->seq_lo, end);
+}
+
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2])
 {
     uint8_t a = LOAD(side[0].state), b = LOAD(side[1].state);

@@ -84,6 +84,10 @@ bool moat_tcp_half_open(const struct moat_ses_side side[2]);
  * be believed (RFC 5927, section 4.1). */
 bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_t seq);
 
+/* More of a segment whose first fragment was tracked has come: it ends at `end`, as far as
+ * its peer lets it.  What lies beyond is not believed: the peer will not take it. */
+void moat_tcp_extend(struct moat_ses_side side[2], unsigned dir, uint32_t end);
+
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2]);
 
 /* True if an imported record's states and windows are possible. */
