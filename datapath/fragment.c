@@ -45,6 +45,7 @@ struct datagram {
     uint32_t covered; /* octets that have come */
     uint32_t end;     /* of the farthest */
     uint32_t total;   /* once the last fragment has told; else 0 */
+    uint32_t ticket;  /* another one each time that this entry is used */
     uint8_t state;    /* FREE is read without the lock */
     uint8_t n_held;
     uint32_t held[MOAT_FRAGMENT_HELD];
@@ -54,6 +55,7 @@ struct datagram {
 
 struct frame {
     uint32_t len, end;
+    bool last;
     uint8_t bytes[MOAT_FRAGMENT_HELD_BYTES];
 };
 
@@ -235,7 +237,7 @@ static struct datagram *begin(struct moat_fragments *f, const struct moat_fragme
                               uint32_t bucket, const struct id *id, enum moat_reason *reason)
 {
     struct datagram *d;
-    uint32_t i;
+    uint32_t i, ticket;
 
     *reason = MOAT_R_FRAG_QUOTA;
     if (!reserve(&f->used[c->slot], c->limit))
@@ -247,7 +249,9 @@ static struct datagram *begin(struct moat_fragments *f, const struct moat_fragme
         return NULL;
     }
     d = &f->datagrams[i];
+    ticket = d->ticket + 1;
     memset(d, 0, sizeof *d);
+    d->ticket = ticket;
     d->id = *id;
     d->bucket = bucket;
     d->next = f->buckets[bucket];
@@ -357,6 +361,7 @@ static bool hold(struct moat_fragments *f, struct datagram *d, const struct moat
     }
     f->frames[i].len = p->len;
     f->frames[i].end = p->frag_at + p->frag_len;
+    f->frames[i].last = !p->frag_more;
     memcpy(f->frames[i].bytes, p->data, p->len);
     d->held[d->n_held++] = i;
     return true;
@@ -390,6 +395,7 @@ static enum moat_fragment_say consider(struct moat_fragments *f, struct datagram
     if (p->frag == 1) {
         mark(d, p);
         d->state = JUDGING;
+        session->ticket = d->ticket;
         return MOAT_FRAGMENT_JUDGE;
     }
     if (d->state != ADMITTED) {
@@ -430,7 +436,7 @@ enum moat_fragment_say moat_fragment_in(struct moat_fragments *f, const struct m
 
 unsigned moat_fragment_judged(struct moat_fragments *f, const struct moat_fragment_ctx *c,
                               const struct moat_pkt *p, const struct moat_fragment_session *session,
-                              moat_fragment_release_fn *release, void *aux)
+                              bool passed, moat_fragment_release_fn *release, void *aux)
 {
     uint32_t frames[MOAT_FRAGMENT_HELD];
     unsigned n = 0;
@@ -444,9 +450,11 @@ unsigned moat_fragment_judged(struct moat_fragments *f, const struct moat_fragme
     lock = &f->stripes[bucket % STRIPES];
     moat_spin_lock(lock);
     d = find(f, bucket, &id, c->now_s);
-    if (d && d->state == JUDGING && !session) {
+    if (d && (d->state != JUDGING || d->ticket != session->ticket))
+        d = NULL;
+    if (d && !passed) {
         condemn(f, d);
-    } else if (d && d->state == JUDGING) {
+    } else if (d) {
         n = d->n_held;
         memcpy(frames, d->held, sizeof frames);
         d->n_held = 0;
@@ -456,8 +464,9 @@ unsigned moat_fragment_judged(struct moat_fragments *f, const struct moat_fragme
     }
     moat_spin_unlock(lock);
     for (unsigned i = 0; i < n; i++) {
-        release(aux, f->frames[frames[i]].bytes, f->frames[frames[i]].len,
-                f->frames[frames[i]].end);
+        const struct frame *held = &f->frames[frames[i]];
+
+        release(aux, held->bytes, held->len, held->end, held->last);
         give_frame(f, c->slot, frames[i]);
     }
     return n;

@@ -69,25 +69,29 @@ struct moat_fragment_session {
     bool has_key; /* false: it needs none (multicast) */
     struct moat_key key;
     uint64_t hash;
-    uint32_t seq; /* TCP: sequence number at the start of the fragmentable part, were it data */
+    uint32_t seq;    /* TCP: sequence number at the start of the fragmentable part, were it data */
+    bool fin;        /* TCP: the segment ends with a FIN */
+    uint32_t ticket; /* JUDGE sets it, moat_fragment_judged() asks for it */
 };
 
-/* A fragment (p->frag != 0) has come and passed all checks of its own.  PASS sets *session;
- * HOLD and REFUSE set *reason. */
+/* A fragment (p->frag != 0) has come and passed all checks of its own.  JUDGE sets
+ * session->ticket, PASS all of *session; HOLD and REFUSE set *reason. */
 enum moat_fragment_say moat_fragment_in(struct moat_fragments *, const struct moat_fragment_ctx *,
                                         const struct moat_pkt *p,
                                         struct moat_fragment_session *session,
                                         enum moat_reason *reason);
 
 /* One held fragment that may go now.  Its bytes are valid during the call; `end` is where they end
- * in the fragmentable part. */
-typedef void moat_fragment_release_fn(void *aux, const uint8_t *frame, uint32_t len, uint32_t end);
+ * in the fragmentable part, `last`: that is the end of all. */
+typedef void moat_fragment_release_fn(void *aux, const uint8_t *frame, uint32_t len, uint32_t end,
+                                      bool last);
 
-/* The first fragment was judged.  session NULL: it did not pass.  Else the held ones are released;
- * returns how many of them. */
+/* The first fragment was judged: it passed or not.  The held ones are released or dropped; returns
+ * how many were released.  Nothing happens if the datagram has gone or was condemned
+ * meanwhile: the ticket ties the verdict to the datagram that asked for it. */
 unsigned moat_fragment_judged(struct moat_fragments *, const struct moat_fragment_ctx *,
                               const struct moat_pkt *p, const struct moat_fragment_session *session,
-                              moat_fragment_release_fn *, void *aux);
+                              bool passed, moat_fragment_release_fn *, void *aux);
 
 /* Housekeeping, control thread: forgets a slice of the datagrams that took too long; held fragments
  * are dropped with them.  Returns how many of those. */

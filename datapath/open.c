@@ -382,17 +382,18 @@ void moat_open_error(struct burst *b, unsigned i)
 struct release {
     struct burst *burst;
     struct moat_session *session; /* NULL: multicast */
-    uint32_t seq;
+    const struct moat_fragment_session *f;
 };
 
-/* More of a TCP segment than its first fragment had. */
-static void extend(struct burst *b, struct moat_session *s, uint32_t end)
+/* More of a TCP segment than its first fragment had, up to `end` in the fragmentable part. */
+static void extend(struct burst *b, struct moat_session *s, const struct moat_fragment_session *f,
+                   uint32_t end, bool last)
 {
     if (s && s->key.proto == 6)
-        moat_tcp_extend(s->side, b->dir, end);
+        moat_tcp_extend(s->side, b->dir, f->seq + end, f->fin && last);
 }
 
-static void release(void *r_, const uint8_t *frame, uint32_t len, uint32_t end)
+static void release(void *r_, const uint8_t *frame, uint32_t len, uint32_t end, bool last)
 {
     struct release *r = r_;
     struct burst *b = r->burst;
@@ -400,7 +401,7 @@ static void release(void *r_, const uint8_t *frame, uint32_t len, uint32_t end)
 
     if (!b->engine->conf.inject)
         return;
-    extend(b, r->session, r->seq + end);
+    extend(b, r->session, r->f, end, last);
     b->engine->conf.inject(b->port, b->dir, frame, len);
     moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
     moat_count(b->counters, out ? MOAT_C_FROM_VM_PKTS : MOAT_C_TO_VM_PKTS, 1);
@@ -416,15 +417,19 @@ static struct moat_session *session_of(struct burst *b, const struct moat_fragme
 }
 
 /* The first fragment is judged as any packet; the datagram shares its fate. */
-static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_ctx *ctx)
+static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_ctx *ctx,
+                        uint32_t ticket)
 {
     struct moat_pkt *p = &b->pkts[i];
-    struct moat_fragment_session f = {.has_key = moat_pipe_makes_sessions(p)};
-    struct release r = {.burst = b};
+    struct moat_fragment_session f = {.has_key = moat_pipe_makes_sessions(p), .ticket = ticket};
+    struct release r = {.burst = b, .f = &f};
     unsigned k = b->n; /* fragments have no key yet: there is room for one */
     bool passed;
 
     if (f.has_key) {
+        /* A FIN is behind all data: it comes with the last fragment. */
+        f.fin = p->kind == MOAT_PKT_TCP && p->tcp.flags & MOAT_TCP_FIN;
+        p->tcp.flags &= (uint8_t)~MOAT_TCP_FIN;
         b->which[k] = (uint8_t)i;
         b->keyed[k] = p;
         b->hashes[k] = moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
@@ -442,9 +447,8 @@ static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_
     if (passed) {
         moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
         r.session = f.has_key ? session_of(b, &f, p) : NULL;
-        r.seq = f.seq;
     }
-    moat_fragment_judged(b->engine->fragments, ctx, p, passed ? &f : NULL, release, &r);
+    moat_fragment_judged(b->engine->fragments, ctx, p, &f, passed, release, &r);
 }
 
 /* A later fragment of an admitted datagram: its session must live. */
@@ -462,7 +466,7 @@ static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_s
             return;
         }
         p->rule = LOAD(&s->rule);
-        extend(b, s, f->seq + p->frag_at + p->frag_len);
+        extend(b, s, f, p->frag_at + p->frag_len, !p->frag_more);
         moat_pipe_account(b, s, p, b->dir);
     }
     moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
@@ -489,7 +493,7 @@ void moat_open_fragment(struct burst *b, unsigned i)
     }
     switch (moat_fragment_in(b->engine->fragments, &ctx, p, &session, &reason)) {
     case MOAT_FRAGMENT_JUDGE:
-        judge_first(b, i, &ctx);
+        judge_first(b, i, &ctx, session.ticket);
         break;
     case MOAT_FRAGMENT_PASS:
         pass_later(b, i, &session);
