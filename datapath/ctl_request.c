@@ -75,6 +75,10 @@ static int check_settings(struct ctl_request *r, const struct moat_settings *s)
     rc = rc ? rc : ctl_check_max(r, "ra-guard", s->ra_guard, 1);
     rc = rc ? rc : ctl_check_max(r, "dhcp-guard", s->dhcp_guard, 1);
     rc = rc ? rc : ctl_check_max(r, "number of ethertypes", s->n_ethertypes, MOAT_ETHERTYPES_MAX);
+    for (unsigned i = 0; !rc && i < s->n_ethertypes; i++)
+        if (moat_ethertype_is_judged(s->ethertypes[i]))
+            rc = ctl_refuse(r, -EINVAL, "ethertype 0x%04x cannot pass unjudged", s->ethertypes[i]);
+    rc = rc ? rc : ctl_check_max(r, "enroll", s->enroll_s, MOAT_ENROLL_MAX);
     for (unsigned i = 0; !rc && i < MOAT_N_TIMERS; i++)
         rc = ctl_check_max(r, moat_timer_name(i), s->timers[i], MOAT_TIMER_MAX);
     rc = rc ? rc : ctl_check_max(r, "transfer-sessions", s->transfer_sessions, 1);

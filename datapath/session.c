@@ -462,13 +462,14 @@ void moat_session_reclaim(struct moat_session_table *t, struct moat_qsbr *q)
     }
 }
 
-bool moat_session_idle_too_long(const struct moat_session *s, uint32_t idle_s)
+enum moat_timer moat_session_timer(const struct moat_session *s)
 {
-    enum moat_timer timer = s->key.proto == 6
-                                ? moat_tcp_timer(s->side)
-                                : moat_other_timer(s->side, s->key.family, s->key.proto);
-
-    return (int32_t)idle_s > 0 && idle_s > moat_timer_default(timer);
+    if (s->key.proto == 6)
+        return moat_tcp_timer(s->side);
+    if (__atomic_load_n(&s->marks, __ATOMIC_RELAXED) & MOAT_SES_MARK_ERROR &&
+        (s->key.proto == 1 || s->key.proto == 58))
+        return MOAT_T_ICMP_ERROR;
+    return moat_other_timer(s->side, s->key.family, s->key.proto);
 }
 
 /* --- recovery --- */

@@ -15,6 +15,10 @@
  *   NONE ---------> SYN_SENT -------> ESTABLISHED -------> CLOSING -------> FIN_ACKED
  *     any state, exact RST of either end: RESET (both)
  *
+ * What passes unbelieved (MOAT_TCP_UNBELIEVED) moves none of this.  The end that opened the
+ * session is marked OPENED.  While the called end has not answered its side is free: there
+ * an acknowledgement is kept that belongs to an older connection (answer()).
+ *
  * A session picked up mid-stream starts with both ends ESTABLISHED and the silent one
  * marked UNLEARNT; the scale is not known and taken for the largest.  Both are marked
  * GUESSED for good: what passed before is not known, and if the first segments seen were
@@ -26,17 +30,21 @@
 #define SCALE_SEEN 0x80
 #define UNLEARNT 0x40
 #define GUESSED 0x20
+#define OPENED 0x10
 #define MAX_SCALE 14
-#define MIN_SLACK 66000u /* an unscaled window and a segment: what may be old or ahead */
+#define MIN_SLACK 66000u     /* an unscaled window and a segment: what may be old or ahead */
 #define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
 #define STORE(F, V) __atomic_store_n(&(F), V, __ATOMIC_RELAXED)
 
+/* The established flow is one function; what is rare stays out of its way. */
+#define STRAIGHT static inline __attribute__((always_inline))
+#define RARE static __attribute__((noinline, cold))
+
 /* A segment with what is derived of it. */
 struct seg {
-    uint32_t seq, end, ack, win; /* win scaled */
-    uint8_t flags;
+    uint32_t seq, data_end, end, ack, win; /* end: with FIN; win scaled */
     bool has_ack;
 };
 
@@ -65,8 +73,8 @@ static void rise(struct moat_ses_side *side, uint8_t to)
 {
     uint8_t now = LOAD(side->state);
 
-    while (now < to && !__atomic_compare_exchange_n(&side->state, &now, to, false,
-                                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+    while (now < to && !__atomic_compare_exchange_n(&side->state, &now, to, false, __ATOMIC_RELAXED,
+                                                    __ATOMIC_RELAXED))
         ;
 }
 
@@ -80,7 +88,7 @@ static void open_with_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
     STORE(src->seq_lo, end);
     STORE(src->seq_hi, end);
     STORE(src->max_win, s->win);
-    STORE(src->wscale, s->wscale);
+    STORE(src->wscale, s->wscale | OPENED);
     STORE(src->state, MOAT_TCPS_SYN_SENT);
     STORE(dst->seq_lo, 0);
     STORE(dst->seq_hi, s->seq + 1); /* until it answers: what it must acknowledge at least */
@@ -97,7 +105,7 @@ static void open_midstream(struct moat_ses_side *src, struct moat_ses_side *dst,
     STORE(src->seq_lo, end);
     STORE(src->seq_hi, end + (UINT16_MAX << MAX_SCALE));
     STORE(src->max_win, s->win);
-    STORE(src->wscale, SCALE_SEEN | MAX_SCALE | GUESSED);
+    STORE(src->wscale, SCALE_SEEN | MAX_SCALE | GUESSED | OPENED);
     STORE(src->state, s->flags & MOAT_TCP_FIN ? MOAT_TCPS_CLOSING : MOAT_TCPS_ESTABLISHED);
     STORE(dst->seq_lo, s->ack);
     STORE(dst->seq_hi, s->ack + max32((uint32_t)s->win << MAX_SCALE, MIN_SLACK));
@@ -131,65 +139,85 @@ static uint16_t syn_window(uint16_t win, uint8_t mine, uint8_t peers)
     return scale ? (uint16_t)((win >> scale) + 1) : win;
 }
 
-/* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
- * (RFC 9293, figure 8), or a refusal. */
-static enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *dst,
-                               const struct moat_tcp_seg *s)
+/* An end whose SYN is not acknowledged yet tells its numbers.  `sent` is what of the
+ * other's it has acknowledged. */
+RARE void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
+                       const struct moat_tcp_seg *s, uint32_t sent)
 {
-    uint32_t end = segment_end(s), sent = LOAD(dst->seq_lo);
+    uint8_t peers = LOAD(dst->wscale), was = LOAD(src->wscale);
+    uint32_t end = segment_end(s);
+    uint32_t peers_win = (uint32_t)LOAD(dst->max_win) << scale_of(peers, was);
+
+    if (peers_win > UINT16_MAX) /* a window that syn_window() had rounded up */
+        peers_win = UINT16_MAX;
+    STORE(src->seq_lo, end);
+    STORE(src->seq_hi, end + max32(peers_win, 1));
+    STORE(src->max_win, syn_window(s->win, s->wscale, peers));
+    STORE(src->wscale, s->wscale | (was & OPENED));
+    STORE(dst->max_win, syn_window((uint16_t)peers_win, peers, s->wscale));
+    STORE(dst->seq_hi, sent + max32(s->win, 1));
+}
+
+/* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
+ * (RFC 9293, figure 8), a refusal, or an ACK of an older connection which it still has: the
+ * caller will reset that (figure 9), with the number that is acknowledged here. */
+RARE enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *dst,
+                             const struct moat_tcp_seg *s)
+{
+    uint32_t sent = LOAD(dst->seq_lo);
     bool acks = s->flags & MOAT_TCP_ACK;
+    /* With data in the SYN (RFC 7413) less than all of it may be acknowledged. */
+    bool acks_syn = acks && !before(sent, s->ack) && !before(s->ack, LOAD(src->seq_hi));
 
     if (s->flags & MOAT_TCP_RST) {
-        if (!acks || s->ack != sent)
+        if (!acks_syn)
             return MOAT_R_TCP_WINDOW;
         rise(src, MOAT_TCPS_RESET);
         rise(dst, MOAT_TCPS_RESET);
         return MOAT_R_NONE;
     }
-    if (!(s->flags & MOAT_TCP_SYN))
-        return MOAT_R_TCP_STATE;
-    /* With data in the SYN (RFC 7413) less than all of it may be acknowledged. */
-    if (acks && (before(sent, s->ack) || before(s->ack, LOAD(src->seq_hi))))
+    if (!(s->flags & MOAT_TCP_SYN)) {
+        if (!acks || s->flags & MOAT_TCP_FIN || s->len)
+            return MOAT_R_TCP_STATE;
+        STORE(src->seq_lo, s->ack);
+        STORE(src->max_win, 1); /* seq_lo is in use */
+        return MOAT_TCP_UNBELIEVED;
+    }
+    if (acks && !acks_syn)
         return MOAT_R_TCP_WINDOW;
-    STORE(src->seq_lo, end);
-    STORE(src->seq_hi, end + max32(LOAD(dst->max_win), 1));
-    STORE(src->max_win, syn_window(s->win, s->wscale, LOAD(dst->wscale)));
-    STORE(src->wscale, s->wscale);
-    STORE(dst->max_win, syn_window(LOAD(dst->max_win), LOAD(dst->wscale), s->wscale));
-    STORE(dst->seq_hi, (acks ? s->ack : sent) + max32(s->win, 1));
+    learn_answer(src, dst, s, acks ? s->ack : sent);
     rise(src, MOAT_TCPS_SYN_SENT);
     if (acks)
         rise(dst, MOAT_TCPS_ESTABLISHED);
     return MOAT_R_NONE;
 }
 
-/* A SYN of an end that has sent one: only the very same again. */
-static enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
-                                  const struct moat_tcp_seg *s)
+/* A SYN of an end that has sent one.  Nobody has answered: it may start anew, with
+ * another number, or without the data that the first one had (RFC 7413, section 4.1.3). */
+RARE enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                const struct moat_tcp_seg *s)
 {
+    uint32_t was = LOAD(src->seq_lo), end = segment_end(s);
+
     if (LOAD(dst->state) == MOAT_TCPS_NONE) {
-        if (s->flags & MOAT_TCP_ACK)
-            return MOAT_R_TCP_STATE;
-        open_with_syn(src, dst, s); /* nobody has answered yet: it may start anew */
+        bool same = s->seq + 1 == LOAD(dst->seq_hi);
+
+        open_with_syn(src, dst, s);
+        if (same && before(end, was)) {
+            STORE(src->seq_lo, was);
+            STORE(src->seq_hi, was);
+        }
         return MOAT_R_NONE;
     }
-    if (segment_end(s) != LOAD(src->seq_lo) || LOAD(src->state) > MOAT_TCPS_ESTABLISHED)
-        return MOAT_R_TCP_STATE;
-    if (s->flags & MOAT_TCP_ACK) {
-        /* SYN|ACK: again, or the second half of a simultaneous open. */
-        if (before(LOAD(dst->seq_lo), s->ack) ||
-            before(s->ack, LOAD(dst->seq_lo) - MIN_SLACK))
-            return MOAT_R_TCP_WINDOW;
-        if (LOAD(dst->state) == MOAT_TCPS_SYN_SENT)
-            rise(dst, MOAT_TCPS_ESTABLISHED);
-    }
-    return MOAT_R_NONE;
+    if (end == was && LOAD(src->state) <= MOAT_TCPS_ESTABLISHED)
+        return MOAT_R_NONE;
+    return LOAD(src->wscale) & OPENED ? MOAT_TCP_UNBELIEVED : MOAT_R_TCP_STATE;
 }
 
 /* --- the established flow --- */
 
-static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *dst,
-                 const struct seg *g, uint32_t src_win, uint32_t dst_win, bool lenient)
+STRAIGHT bool fits(const struct moat_ses_side *src, const struct moat_ses_side *dst,
+                   const struct seg *g, uint32_t src_win, uint32_t dst_win, bool lenient)
 {
     uint32_t slack = max32(max32(src_win, dst_win), MIN_SLACK);
     uint32_t far = slack < MAX_AHEAD ? slack : MAX_AHEAD;
@@ -199,7 +227,8 @@ static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *ds
     /* Windows offered before the session was picked up may have been larger. */
     uint32_t behind = max32(dst_win, LOAD(src->wscale) & GUESSED ? MIN_SLACK : 1);
 
-    if (before(LOAD(src->seq_hi) + ahead, g->end) || before(g->end, lo - behind - ahead))
+    /* A FIN needs no room: some stacks send it one behind the edge. */
+    if (before(LOAD(src->seq_hi) + ahead, g->data_end) || before(g->end, lo - behind - ahead))
         return false;
     if (g->has_ack && !(LOAD(dst->wscale) & UNLEARNT))
         return !before(peer_lo + ack_ahead, g->ack) &&
@@ -207,8 +236,8 @@ static bool fits(const struct moat_ses_side *src, const struct moat_ses_side *ds
     return true;
 }
 
-static void update(struct moat_ses_side *src, struct moat_ses_side *dst,
-                   const struct moat_tcp_seg *s, const struct seg *g)
+STRAIGHT void update(struct moat_ses_side *src, struct moat_ses_side *dst,
+                     const struct moat_tcp_seg *s, const struct seg *g)
 {
     uint8_t wscale = LOAD(src->wscale);
 
@@ -228,43 +257,119 @@ static void update(struct moat_ses_side *src, struct moat_ses_side *dst,
 
 /* Is the whole stream of this end, with its FIN, acknowledged?  Only the ack of the FIN
  * itself counts. */
-static void advance(struct moat_ses_side *src, struct moat_ses_side *dst, const struct seg *g)
+RARE void advance(struct moat_ses_side *src, struct moat_ses_side *dst,
+                  const struct moat_tcp_seg *s)
 {
     uint8_t peer = LOAD(dst->state);
 
-    if (g->flags & MOAT_TCP_FIN)
+    if (s->flags & MOAT_TCP_FIN)
         rise(src, MOAT_TCPS_CLOSING);
-    if (g->has_ack && g->ack == LOAD(dst->seq_lo)) {
-        if (peer == MOAT_TCPS_SYN_SENT)
-            rise(dst, MOAT_TCPS_ESTABLISHED);
-        else if (peer == MOAT_TCPS_CLOSING)
-            rise(dst, MOAT_TCPS_FIN_ACKED);
-    } else if (g->has_ack && peer == MOAT_TCPS_SYN_SENT) {
+    if (peer == MOAT_TCPS_SYN_SENT)
         rise(dst, MOAT_TCPS_ESTABLISHED);
+    else if (peer == MOAT_TCPS_CLOSING && s->ack == LOAD(dst->seq_lo))
+        rise(dst, MOAT_TCPS_FIN_ACKED);
+}
+
+/* A RST of an end that nobody has answered: it gives up, or it resets the older connection
+ * of the end that it called; then it goes on with its own. */
+RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                       const struct moat_tcp_seg *s)
+{
+    if (s->seq == LOAD(src->seq_lo)) {
+        rise(src, MOAT_TCPS_RESET);
+        rise(dst, MOAT_TCPS_RESET);
+        return MOAT_R_NONE;
     }
+    if (LOAD(dst->max_win) && s->seq == LOAD(dst->seq_lo))
+        return MOAT_TCP_UNBELIEVED;
+    return MOAT_R_TCP_WINDOW;
 }
 
 /* Exact: the connection is over.  Merely within the window: the receiver will challenge
- * it (RFC 5961, section 3.2), so it passes and nothing is believed. */
-static enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
-                              const struct seg *g, uint32_t dst_win)
+ * it (RFC 5961, section 3.2), so it passes and nothing is believed.
+ * What is exact to the receiver is what it has acknowledged.  That is where the stream ends;
+ * or, if it has missed the rest, as far behind the edge as its largest window, if it still
+ * offers that.  It cannot be further behind: such a RST is dropped anyway. */
+RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
+                            const struct moat_tcp_seg *s, uint32_t dst_win, bool lenient)
 {
-    uint32_t lo = LOAD(src->seq_lo);
+    bool guessed = (LOAD(src->wscale) | LOAD(dst->wscale)) & GUESSED;
+    uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi), low = hi - max32(dst_win, 1);
+    uint32_t slack = dst_win < MAX_AHEAD ? max32(dst_win, MIN_SLACK) : MAX_AHEAD;
+    bool exact;
 
-    if (before(LOAD(src->seq_hi), g->seq) || before(g->seq, lo - max32(dst_win, 1)))
-        return MOAT_R_TCP_WINDOW;
-    if (g->seq == lo) {
-        rise(src, MOAT_TCPS_RESET);
-        rise(dst, MOAT_TCPS_RESET);
+    if (guessed || lenient) {
+        low = lo - slack;
+        hi += lenient ? slack : 0;
+    } else if (s->flags & MOAT_TCP_ACK && s->ack && before(LOAD(dst->seq_lo), s->ack)) {
+        return MOAT_R_TCP_WINDOW; /* some stacks leave it 0 */
     }
+    if (before(hi, s->seq) || (s->seq != lo && before(s->seq, low)))
+        return MOAT_R_TCP_WINDOW;
+    exact = s->seq == lo || (s->seq == low && before(low, lo) && !guessed && !lenient);
+    if (!exact || LOAD(src->state) == MOAT_TCPS_RESET)
+        return MOAT_TCP_UNBELIEVED;
+    rise(src, MOAT_TCPS_RESET);
+    rise(dst, MOAT_TCPS_RESET);
     return MOAT_R_NONE;
+}
+
+/* What the segment says, in the terms of both sides. */
+STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_side *dst,
+                      const struct moat_tcp_seg *s, struct seg *g, uint32_t *src_win,
+                      uint32_t *dst_win)
+{
+    uint8_t src_scale = LOAD(src->wscale), dst_scale = LOAD(dst->wscale);
+
+    g->seq = s->seq;
+    g->data_end = s->seq + s->len;
+    g->end = segment_end(s);
+    g->has_ack = s->flags & MOAT_TCP_ACK;
+    g->ack = s->ack;
+    g->win = (uint32_t)s->win << scale_of(src_scale, dst_scale);
+    *src_win = (uint32_t)LOAD(src->max_win) << scale_of(src_scale, dst_scale);
+    *dst_win = (uint32_t)LOAD(dst->max_win) << scale_of(dst_scale, src_scale);
+}
+
+/* A SYN|ACK of an end that has sent a SYN: again, the second half of a simultaneous open,
+ * or with another number of an end that has forgotten the first one (SYN cookies): the
+ * last one counts as long as none was acknowledged. */
+RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_side *dst,
+                                    const struct moat_tcp_seg *s, bool lenient)
+{
+    uint8_t mine = LOAD(src->state), peers = LOAD(dst->state);
+    uint32_t src_win, dst_win;
+    struct seg g;
+
+    if (peers == MOAT_TCPS_NONE)
+        return MOAT_R_TCP_STATE;
+    measure(src, dst, s, &g, &src_win, &dst_win);
+    if (!fits(src, dst, &g, src_win, dst_win, lenient)) {
+        if (mine != MOAT_TCPS_SYN_SENT || peers != MOAT_TCPS_ESTABLISHED ||
+            g.ack != LOAD(dst->seq_lo))
+            return MOAT_R_TCP_WINDOW;
+        learn_answer(src, dst, s, s->ack);
+        return MOAT_R_NONE;
+    }
+    if (mine > MOAT_TCPS_ESTABLISHED || g.end != LOAD(src->seq_lo))
+        return MOAT_TCP_UNBELIEVED;
+    if (peers == MOAT_TCPS_SYN_SENT)
+        rise(dst, MOAT_TCPS_ESTABLISHED);
+    return MOAT_R_NONE;
+}
+
+/* Nothing new behind a FIN; nothing is believed after a reset. */
+RARE enum moat_reason after_the_end(const struct moat_ses_side *src, uint32_t end)
+{
+    if (LOAD(src->state) == MOAT_TCPS_RESET)
+        return MOAT_TCP_UNBELIEVED;
+    return before(LOAD(src->seq_lo), end) ? MOAT_R_TCP_STATE : MOAT_R_NONE;
 }
 
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
                                 const struct moat_tcp_seg *s, bool lenient)
 {
     struct moat_ses_side *src = &side[dir], *dst = &side[!dir];
-    uint8_t src_scale = LOAD(src->wscale), dst_scale = LOAD(dst->wscale);
     uint8_t state = LOAD(src->state);
     uint32_t src_win, dst_win;
     struct seg g;
@@ -272,43 +377,62 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
     if (__builtin_expect(state == MOAT_TCPS_NONE, 0))
         return answer(src, dst, s);
     if (__builtin_expect(s->flags & MOAT_TCP_SYN, 0))
-        return again_syn(src, dst, s);
-    g.seq = s->seq;
-    g.end = segment_end(s);
-    g.flags = s->flags;
-    g.has_ack = s->flags & MOAT_TCP_ACK;
-    g.ack = s->ack;
-    g.win = (uint32_t)s->win << scale_of(src_scale, dst_scale);
-    src_win = (uint32_t)LOAD(src->max_win) << scale_of(src_scale, dst_scale);
-    dst_win = (uint32_t)LOAD(dst->max_win) << scale_of(dst_scale, src_scale);
-
+        return s->flags & MOAT_TCP_ACK ? again_syn_ack(src, dst, s, lenient)
+                                       : again_syn(src, dst, s);
+    measure(src, dst, s, &g, &src_win, &dst_win);
     if (__builtin_expect(s->flags & MOAT_TCP_RST, 0))
-        return reset(src, dst, &g, dst_win);
+        return LOAD(dst->state) == MOAT_TCPS_NONE ? reset_unanswered(src, dst, s)
+                                                  : reset(src, dst, s, dst_win, lenient);
     if (!g.has_ack || LOAD(dst->state) == MOAT_TCPS_NONE)
         return MOAT_R_TCP_STATE;
     if (!fits(src, dst, &g, src_win, dst_win, lenient))
         return MOAT_R_TCP_WINDOW;
-    /* Nothing new behind a FIN; nothing but answers after a reset. */
-    if (__builtin_expect(state >= MOAT_TCPS_CLOSING, 0) &&
-        (before(LOAD(src->seq_lo), g.end) || (state == MOAT_TCPS_RESET && s->len)))
-        return MOAT_R_TCP_STATE;
+    if (__builtin_expect(state >= MOAT_TCPS_CLOSING, 0)) {
+        enum moat_reason reason = after_the_end(src, g.end);
+
+        if (reason)
+            return reason;
+    }
     update(src, dst, s, &g);
-    if (__builtin_expect((s->flags & MOAT_TCP_FIN) ||
-                             LOAD(dst->state) != MOAT_TCPS_ESTABLISHED, 0))
-        advance(src, dst, &g);
+    if (__builtin_expect((s->flags & MOAT_TCP_FIN) || LOAD(dst->state) != MOAT_TCPS_ESTABLISHED, 0))
+        advance(src, dst, s);
     return MOAT_R_NONE;
 }
 
-bool moat_tcp_reopens(const struct moat_ses_side side[2], const struct moat_tcp_seg *s)
+bool moat_tcp_syn_reopens(const struct moat_ses_side side[2], unsigned dir,
+                          const struct moat_tcp_seg *s)
 {
-    uint8_t a, b;
+    uint8_t mine = LOAD(side[dir].state), peers = LOAD(side[!dir].state);
 
-    if (__builtin_expect(!(s->flags & MOAT_TCP_SYN), 1) || s->flags & MOAT_TCP_ACK)
+    return mine == MOAT_TCPS_RESET || peers == MOAT_TCPS_RESET ||
+           (peers == MOAT_TCPS_FIN_ACKED &&
+            (mine == MOAT_TCPS_FIN_ACKED ||
+             (mine == MOAT_TCPS_CLOSING && before(LOAD(side[dir].seq_lo), s->seq))));
+}
+
+bool moat_tcp_half_open(const struct moat_ses_side side[2])
+{
+    uint8_t a = LOAD(side[0].state), b = LOAD(side[1].state);
+
+    return max32(a, b) <= MOAT_TCPS_ESTABLISHED &&
+           (a < MOAT_TCPS_ESTABLISHED || b < MOAT_TCPS_ESTABLISHED);
+}
+
+bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_t seq)
+{
+    const struct moat_ses_side *src = &side[dir], *dst = &side[!dir];
+    uint8_t src_scale = LOAD(src->wscale), dst_scale = LOAD(dst->wscale);
+    uint32_t lo = LOAD(src->seq_lo);
+    uint32_t win = (uint32_t)LOAD(dst->max_win) << scale_of(dst_scale, src_scale);
+    uint32_t slack = win < MAX_AHEAD ? max32(win, MIN_SLACK) : MAX_AHEAD;
+
+    if (LOAD(src->state) == MOAT_TCPS_NONE)
         return false;
-    a = LOAD(side[0].state);
-    b = LOAD(side[1].state);
-    return (a == MOAT_TCPS_FIN_ACKED && b == MOAT_TCPS_FIN_ACKED) || a == MOAT_TCPS_RESET ||
-           b == MOAT_TCPS_RESET;
+    if (LOAD(dst->state) == MOAT_TCPS_NONE) /* the SYN alone */
+        return !before(seq, LOAD(dst->seq_hi) - 1) && !before(lo, seq);
+    if (src_scale & GUESSED)
+        lo += slack;
+    return !before(lo, seq) && !before(seq, LOAD(src->seq_lo) - slack);
 }
 
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2])
@@ -331,7 +455,7 @@ bool moat_tcp_valid(const struct moat_ses_side side[2])
 {
     for (int d = 0; d < 2; d++)
         if (side[d].state >= MOAT_N_TCP_STATES || (side[d].wscale & SCALE_MASK) > MAX_SCALE ||
-            side[d].wscale & (uint8_t)~(SCALE_MASK | SCALE_SEEN | UNLEARNT | GUESSED))
+            (side[d].state == MOAT_TCPS_NONE && side[!d].state != MOAT_TCPS_SYN_SENT))
             return false;
-    return side[0].state || side[1].state;
+    return !(side[0].wscale & side[1].wscale & OPENED);
 }

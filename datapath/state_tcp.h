@@ -4,7 +4,8 @@
 
 /* TCP state tracking of one session, as seen in the middle of the path
  * (G. van Rooij, "Real Stateful TCP Packet Filtering in IP Filter", 2001;
- * RFC 9293; RFC 7323 window scaling; RFC 5961 challenge ACKs).  Pure.
+ * RFC 9293; RFC 7323 window scaling; RFC 5961 challenge ACKs; RFC 5927 ICMP errors;
+ * RFC 6191 port reuse; RFC 7413 data in SYNs).  Pure.
  *
  * side[d] belongs to the end that sends in direction d (enum moat_dir).
  * Threads: a packet in direction d writes side[d].{seq_lo,max_win,wscale} and
@@ -33,21 +34,55 @@ enum moat_tcp_state {
 
 /* First packet of a session.  Fills both sides.  MOAT_R_NONE, or why no session
  * may start with this segment: strict: only a pure SYN opens (MOAT_R_TCP_NO_SESSION
- * otherwise); loose: any segment but RST and SYN|ACK-less oddities; windows are then
- * learnt from the first packets of each side. */
+ * otherwise); loose: any segment with an ACK but RST and SYN|ACK; windows are then learnt
+ * from the first packets of each side. */
 enum moat_reason moat_tcp_open(struct moat_ses_side side[2], unsigned dir,
                                const struct moat_tcp_seg *, bool loose);
 
-/* A further packet.  MOAT_R_NONE: passes, sides updated.  MOAT_R_TCP_WINDOW or
- * MOAT_R_TCP_STATE: refused, nothing changed.  `lenient` (imported sessions until
- * one packet was seen each way): a segment within a window's distance of what is
- * known is believed and the bounds are moved to it. */
+/* What moat_tcp_track() says of a segment that passes and is not believed: its receiver
+ * knows better.  No state or window moves; the caller shall not take it for a sign of
+ * life (no time stamp, no counts of the session), only count it (MOAT_C_UNBELIEVED).
+ *   - a RST within the window that is not exact: it will be challenged (RFC 5961, 3.2)
+ *   - a SYN of the end that opened the session, while that lives: the same (section 4.2).
+ *     So a client that lost its memory may use a port again: SYN, challenge, exact RST,
+ *     SYN.  The other end's is refused: it may open nothing
+ *   - a SYN|ACK within the window that is not the first one again: the same
+ *   - in answer to a first SYN, an ACK of an older connection that the answering end
+ *     still has (RFC 9293, 3.5.1), and the RST that this ACK gets
+ *   - what comes within the window after a reset: the sender has not heard of it and will
+ *     get another one */
+#define MOAT_TCP_UNBELIEVED ((enum moat_reason)MOAT_N_REASONS)
+
+/* A further packet.  MOAT_R_NONE: passes, sides updated.  MOAT_TCP_UNBELIEVED: passes, see
+ * there.  MOAT_R_TCP_WINDOW or MOAT_R_TCP_STATE: refused, nothing changed.  `lenient`
+ * (imported sessions until one packet was seen each way): a segment within a window's
+ * distance of what is known is believed and the bounds are moved to it. */
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
                                 const struct moat_tcp_seg *, bool lenient);
 
-/* True if this segment starts a new connection on the tuple of a session that is
- * over (both FINs acknowledged, or reset): the caller forgets the old one and opens. */
-bool moat_tcp_reopens(const struct moat_ses_side side[2], const struct moat_tcp_seg *);
+/* True if this segment of direction dir starts a new connection on the tuple of a session
+ * that is over: the caller forgets the old one and opens.  A SYN when
+ *   - both FINs were acknowledged, or either end has reset the connection;
+ *   - both have sent a FIN and the receiver's was acknowledged, so it may be in TIME-WAIT
+ *     though the acknowledgement of the sender's was not seen, and the sequence number
+ *     is above the old ones (RFC 9293, 3.6.1 and 3.10.7.4; RFC 6191). */
+bool moat_tcp_syn_reopens(const struct moat_ses_side side[2], unsigned dir,
+                          const struct moat_tcp_seg *);
+
+static inline bool moat_tcp_reopens(const struct moat_ses_side side[2], unsigned dir,
+                                    const struct moat_tcp_seg *s)
+{
+    return __builtin_expect((s->flags & (MOAT_TCP_SYN | MOAT_TCP_ACK)) == MOAT_TCP_SYN, 0) &&
+           moat_tcp_syn_reopens(side, dir, s);
+}
+
+/* True while the handshake is not over: what SYN floods make. */
+bool moat_tcp_half_open(const struct moat_ses_side side[2]);
+
+/* True if a segment with this sequence number may have been sent in direction dir and may
+ * be on its way still, or was a window ago: whether an ICMP error that quotes it is to
+ * be believed (RFC 5927, section 4.1). */
+bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_t seq);
 
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2]);
 

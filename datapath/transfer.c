@@ -85,8 +85,7 @@ static unsigned get_frame(const uint8_t *in, size_t n, struct moat_ses_rec *r, c
 
 static bool wanted(const struct moat_session *s, uint32_t tag, uint64_t since_s)
 {
-    return s->key.tag == tag && LOAD(&s->seen) >= since_s &&
-           !(LOAD(&s->flags) & MOAT_SES_F_CUT);
+    return s->key.tag == tag && LOAD(&s->seen) >= since_s && !(LOAD(&s->flags) & MOAT_SES_F_CUT);
 }
 
 /* Slot whose sessions a reply starting at cursor is about: the asked one, or that of the
@@ -185,6 +184,8 @@ static void rec_to_session(const struct moat_session_table *t, const struct moat
     s->flags = (r->flags & (uint8_t)~MOAT_SES_F_INTERNAL) | MOAT_SES_F_IMPORTED |
                MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
     memcpy(s->side, r->side, sizeof s->side);
+    if (r->proto == 6 && moat_tcp_half_open(s->side))
+        s->flags |= MOAT_SES_F_HALF_OPEN;
     s->rule = r->rule;
     s->generation = r->generation;
     for (int d = 0; d < 2; d++) {
@@ -210,9 +211,13 @@ static bool take_session(struct moat_engine *e, struct moat_thread *self, struct
     index = moat_session_insert(e->sessions, self, hash, s, &found, &reason);
     if (index == MOAT_NO_SESSION)
         return false;
+    if (s->flags & MOAT_SES_F_HALF_OPEN)
+        __atomic_fetch_add(&slot->half_open, 1, __ATOMIC_RELAXED);
     if (found) {
         struct moat_session *old = moat_session_at(e->sessions, index);
 
+        if (old->flags & MOAT_SES_F_HALF_OPEN)
+            moat_slot_half_open_ended(slot);
         memcpy((uint8_t *)old + sizeof old->key, (const uint8_t *)s + sizeof s->key,
                sizeof *s - sizeof s->key);
     } else {

@@ -48,7 +48,7 @@ _moatctl_commands='status host network vm slot session rule event policy migrati
 declare -gA _moatctl_verbs=(
     [host]='list set'
     [network]='list add del'
-    [vm]='list show add set del vnic'
+    [vm]='list show add set del quarantine release vnic'
     ['vm vnic']='add del'
     [slot]='list show'
     [session]='list flush'
@@ -65,6 +65,8 @@ declare -gA _moatctl_options=(
     [rule]='--vm= --vnic='
     [event]='--follow --limit= --vm= --vnic= --severity= --local'
     [migration]='--vm= --limit='
+    ['vm quarantine']='--wait='
+    ['vm release']='--wait='
     ['policy apply']='--dry-run --wait= --if-generation='
     ['policy fmt']='--in-place --check'
 )
@@ -84,7 +86,7 @@ _moatctl_values() {
 # What may follow the words so far.
 _moatctl_arguments() {
     case "${words_[*]:0:3}" in
-    'vm show' | 'vm set' | 'vm del') _moatctl_vms ;;
+    'vm show' | 'vm set' | 'vm del' | 'vm quarantine' | 'vm release') _moatctl_vms ;;
     'vm vnic add' | 'vm vnic del') [[ ${#words_[@]} == 3 ]] && _moatctl_vms ||
         { [[ ${words_[2]} != del ]] || _moatctl_vnics; } ;;
     'vm add '*) echo uuid= label host= ;;

@@ -52,8 +52,8 @@ struct moat_ses_side {
     uint32_t seq_lo; /* highest sequence number sent, plus one */
     uint32_t seq_hi; /* highest sequence number that the peer allows */
     uint16_t max_win; /* largest window advertised, unscaled */
-    uint8_t wscale;   /* bits 0-3: shift; 0x80: the option was seen; 0x60: picked up mid-stream
-                       * (datapath/state_tcp.c) */
+    uint8_t wscale;   /* bits 0-3: shift; 0x80: the option was seen; 0x60: picked up mid-stream;
+                       * 0x10: this end opened the session (datapath/state_tcp.c) */
     uint8_t state;    /* TCP: enum moat_tcp_state (datapath/state_tcp.h); others: see there */
 };
 

@@ -648,6 +648,8 @@ END_TEST
     X(c.settings.vlan = 2)                                                                         \
     X(c.settings.ra_guard = 2)                                                                     \
     X(c.settings.dhcp_guard = 2)                                                                   \
+    X((c.settings.n_ethertypes = 1, c.settings.ethertypes[0] = 0x86dd))                            \
+    X(c.settings.enroll_s = MOAT_ENROLL_MAX + 1)                                                   \
     X(c.settings.n_ethertypes = MOAT_ETHERTYPES_MAX + 1)                                           \
     X(c.settings.timers[MOAT_T_ICMP] = MOAT_TIMER_MAX + 1)                                         \
     X(c.settings.transfer_sessions = 2)                                                            \

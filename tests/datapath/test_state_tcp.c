@@ -21,6 +21,8 @@
 #define WINDOW MOAT_R_TCP_WINDOW
 #define STATE MOAT_R_TCP_STATE
 #define NO_SES MOAT_R_TCP_NO_SESSION
+#define UNBEL MOAT_TCP_UNBELIEVED /* passes, without effect */
+#define LAST_ROW 255
 
 enum { A = 0, B = 1 };
 enum { STRICT = 0, LOOSE = 1 };
@@ -55,7 +57,7 @@ struct conversation {
 #define ROWS (const struct row[])
 #define END                                                                                        \
     {                                                                                              \
-        .expect = MOAT_N_REASONS                                                                   \
+        .expect = LAST_ROW                                                                         \
     }
 #define W(SHIFT) .wscale = (SHIFT) | 0x80
 #define LENIENT .lenient = true
@@ -101,7 +103,7 @@ static const struct conversation conversations[] = {
           {B, SYN | ACK, 0, 0, 0, 1000, WINDOW},
           {B, SYN | ACK, 0, -60000u, 0, 1000, WINDOW},
           {B, SYN | ACK, 0, 1u << 31, 0, 1000, WINDOW},
-          {B, ACK, 1, 1, 0, 1000, STATE},
+          {B, ACK, 1, 1, 1, 1000, STATE},
           {B, FIN | ACK, 1, 1, 0, 1000, STATE},
           {A, ACK, 1, 1, 0, 1000, STATE, "SN"},
           {A, SYN | ACK, 0, 1, 0, 1000, STATE},
@@ -114,12 +116,34 @@ static const struct conversation conversations[] = {
           {B, SYN | ACK, 0, 1, 0, 1000, WINDOW},
           {B, SYN | ACK, 0, 5001, 0, 1000, PASS},
           {A, SYN, 5000, 0, 0, 1000, PASS, "ES"},
-          {A, SYN, 6000, 0, 0, 1000, STATE},
+          {A, SYN, 6000, 0, 0, 1000, UNBEL, "ES"},
           {B, SYN | ACK, 0, 5001, 0, 1000, PASS},
           {A, ACK, 5001, 1, 0, 1000, PASS, "EE"},
           {B, SYN | ACK, 0, 5001, 0, 1000, PASS, "EE"},
-          {B, SYN | ACK, 7, 5001, 0, 1000, STATE},
+          {B, SYN | ACK, 7, 5001, 0, 1000, UNBEL, "EE"},
+          {B, SYN | ACK, 2000, 5001, 0, 1000, WINDOW},
+          {B, SYN | ACK, 7, 5002, 0, 1000, WINDOW},
           {A, ACK, 5001, 1, 0, 1000, PASS, "EE"},
+          END}},
+    {"SYN|ACK with another number: the last one counts", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "", W(7)},
+          {B, SYN | ACK, 0, 1, 0, 500, PASS, "ES", W(3)},
+          {A, SYN, 0, 0, 0, 1000, PASS, "ES", W(7)},
+          {B, SYN | ACK, 100000, 0, 0, 1000, WINDOW, "ES", W(3)},
+          {B, SYN | ACK, 100000, 2, 0, 1000, WINDOW, "ES", W(3)},
+          {B, SYN | ACK, 100000, 1, 0, 1000, PASS, "ES"},
+          {A, ACK, 1, 1, 0, 1000, WINDOW, "ES"},
+          {A, ACK, 1, 100001, 0, 1000, PASS, "EE"},
+          {B, ACK, 100001, 1, 1025, 1000, WINDOW}, /* now without scale */
+          {B, ACK, 100001, 1, 1024, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 500, WINDOW, "EE"},
+          END}},
+    {"SYN|ACK again behind early data", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 100, 1000, PASS},
+          {B, SYN | ACK, 0, 101, 0, 1000, PASS, "ES"},
+          {B, ACK, 1, 101, 500, 1000, PASS, "ES"},
+          {B, SYN | ACK, 0, 101, 0, 1000, UNBEL, "ES"},
+          {A, ACK, 101, 501, 0, 1000, PASS, "EE"},
           END}},
     {"SYN with data", STRICT, MOAT_T_TCP_OPENING,
      ROWS{{A, SYN, 0, 0, 500, 1000, PASS},
@@ -129,6 +153,41 @@ static const struct conversation conversations[] = {
           {B, SYN | ACK, 0, 501, 0, 1000, PASS, "ES"},
           {B, ACK, 1, 501, 1000, 1000, PASS, "ES"},
           END}},
+    {"SYN again without its data", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{{A, SYN, 0, 0, 500, 1000, PASS},
+          {A, SYN, 0, 0, 0, 1000, PASS, "SN"},
+          {B, SYN | ACK, 0, 502, 0, 1000, WINDOW, "SN"},
+          {B, SYN | ACK, 0, 501, 0, 1000, PASS, "ES"},
+          {A, SYN, 0, 0, 0, 1000, UNBEL, "ES"},
+          END}},
+    {"SYN with data, refused", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 500, 1000, PASS},
+          {B, RST | ACK, 0, 502, 0, 0, WINDOW},
+          {B, RST | ACK, 0, 0, 0, 0, WINDOW, "SN"},
+          {B, RST | ACK, 0, 501, 0, 0, PASS, "RR"},
+          END}},
+    {"SYN with data, refused but for its data", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 500, 1000, PASS}, {B, RST | ACK, 0, 1, 0, 0, PASS, "RR"}, END}},
+    {"half open: the called end knows an older connection", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {A, RST, 70000, 0, 0, 0, WINDOW},
+          {B, ACK, 5000, 70000, 0, 1000, UNBEL, "SN"},
+          {B, ACK, 5000, 70000, 1, 1000, STATE},
+          {B, FIN | ACK, 5000, 70000, 0, 1000, STATE},
+          {A, RST, 70001, 0, 0, 0, WINDOW},
+          {A, RST, 69999, 0, 0, 0, WINDOW, "SN"},
+          {A, RST, 70000, 0, 0, 0, UNBEL, "SN"},
+          HANDSHAKE,
+          DATA,
+          END}},
+    {"half open: none is forgotten by a SYN again", STRICT, MOAT_T_TCP_FIRST,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, ACK, 5000, 70000, 0, 1000, UNBEL},
+          {A, SYN, 0, 0, 0, 1000, PASS, "SN"},
+          {A, RST, 70000, 0, 0, 0, WINDOW, "SN"}, /* it will be challenged again */
+          {B, ACK, 5000, 70000, 0, 1000, UNBEL},
+          {A, RST, 70000, 0, 0, 0, UNBEL, "SN"},
+          END}},
     {"simultaneous open", STRICT, MOAT_T_TCP_ESTABLISHED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "SN"},
           {B, SYN, 0, 0, 0, 1000, PASS, "SS"},
@@ -136,6 +195,19 @@ static const struct conversation conversations[] = {
           {A, SYN | ACK, 0, 1, 0, 1000, PASS, "SE"},
           {B, SYN | ACK, 0, 1, 0, 1000, PASS, "EE"},
           DATA,
+          END}},
+    {"simultaneous open, with repetitions", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "SN"},
+          {B, SYN, 0, 0, 0, 1000, PASS, "SS"},
+          {A, SYN, 0, 0, 0, 1000, PASS, "SS"},
+          {B, SYN, 0, 0, 0, 1000, PASS, "SS"},
+          {B, SYN, 9, 0, 0, 1000, STATE, "SS"},
+          {A, SYN, 9, 0, 0, 1000, UNBEL, "SS"},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},
+          {A, ACK, 1, 1, 0, 1000, PASS, "EE"},
+          {B, SYN, 0, 0, 0, 1000, PASS, "EE"},
+          DATA,
+          {B, SYN, 0, 0, 0, 1000, STATE, "EE"},
           END}},
     {"refused", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
@@ -304,6 +376,19 @@ static const struct conversation conversations[] = {
           {A, FIN | ACK, 101, 201, 10, 1000, PASS},
           {A, FIN | ACK, 111, 201, 0, 1000, PASS, "CE"},
           END}},
+    {"a FIN needs no room", STRICT, MOAT_T_TCP_CLOSING,
+     ROWS{HANDSHAKE,
+          {A, FIN | ACK, 1, 1, 1001, 1000, WINDOW},
+          {A, FIN | ACK, 1, 1, 1000, 1000, PASS, "CE"},
+          {A, FIN | ACK, 1001, 1, 0, 1000, PASS, "CE"},
+          {A, ACK, 1002, 1, 1, 1000, WINDOW, "CE"},
+          END}},
+    {"urgent data", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK | MOAT_TCP_URG, 1, 1, 10, 1000, PASS, "EE"},
+          {A, ACK | MOAT_TCP_URG | MOAT_TCP_PSH, 11, 1, 10, 1000, PASS, "EE"},
+          {B, ACK, 1, 21, 0, 1000, PASS, "EE"},
+          END}},
     {"a FIN overtakes data", STRICT, MOAT_T_TCP_CLOSING,
      ROWS{HANDSHAKE,
           {A, FIN | ACK, 501, 1, 0, 1000, PASS, "CE"},
@@ -328,24 +413,64 @@ static const struct conversation conversations[] = {
     {"reset, within the window only", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{HANDSHAKE,
           DATA,
-          {A, RST, 102, 0, 0, 0, PASS, "EE"},
-          {A, RST, 1101, 0, 0, 0, PASS, "EE"},
+          {A, RST, 102, 0, 0, 0, UNBEL, "EE"},
+          {A, RST, 1101, 0, 0, 0, UNBEL, "EE"},
           {A, RST, 1102, 0, 0, 0, WINDOW},
-          {A, RST, -899u, 0, 0, 0, PASS, "EE"},
-          {A, RST, -900u, 0, 0, 0, WINDOW},
+          {A, RST, 100, 0, 0, 0, WINDOW}, /* B has acknowledged 101 */
           {B, ACK, 201, 101, 0, 1000, PASS, "EE"},
+          {B, RST | ACK, 201, 102, 0, 0, WINDOW, "EE"},
           {B, RST | ACK, 201, 101, 0, 0, PASS, "RR"},
+          END}},
+    {"reset by a stack that acknowledges nothing", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE, DATA, {B, RST, 201, 0, 0, 0, PASS, "RR"}, END}},
+    {"reset, exact to an end that missed data", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, ACK, 101, 201, 300, 1000, PASS},
+          {A, RST, 102, 0, 0, 0, UNBEL, "EE"},
+          {A, RST, 400, 0, 0, 0, UNBEL, "EE"},
+          {A, RST, 100, 0, 0, 0, WINDOW, "EE"},
+          {A, RST, 101, 0, 0, 0, PASS, "RR"},
+          END}},
+    {"reset, where the window has shrunk", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          {A, ACK, 1, 1, 1000, 1000, PASS},
+          {B, ACK, 1, 801, 0, 200, PASS},
+          {A, RST, 0, 0, 0, 0, WINDOW, "EE"},
+          {A, RST, 2, 0, 0, 0, UNBEL, "EE"}, /* below what B has acknowledged */
+          {A, RST, 801, 0, 0, 0, UNBEL, "EE"},
           END}},
     {"after a reset", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{HANDSHAKE,
           DATA,
           {A, RST, 101, 0, 0, 0, PASS, "RR"},
+          {A, RST, 101, 0, 0, 0, UNBEL, "RR"},
+          {B, ACK, 201, 101, 0, 1000, UNBEL},
+          {B, ACK, 201, 101, 10, 1000, UNBEL},
+          {B, ACK, 1, 101, 200, 1000, UNBEL},
+          {B, FIN | ACK, 201, 101, 0, 1000, UNBEL},
+          {B, ACK, 201, 101, 1001, 1000, WINDOW},
+          {B, ACK, 201, 102, 0, 1000, WINDOW},
+          {A, ACK, 101, 201, 10, 1000, UNBEL},
+          {A, SYN | ACK, 101, 201, 0, 1000, UNBEL, "RR"},
+          {A, RST, 101, 0, 0, 0, UNBEL, "RR"},
+          END}},
+    {"a client that forgot uses its port again", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, SYN, 90000, 0, 0, 1000, UNBEL, "EE"},
+          {B, ACK, 201, 101, 0, 1000, PASS, "EE"}, /* the challenge */
           {A, RST, 101, 0, 0, 0, PASS, "RR"},
-          {B, ACK, 201, 101, 0, 1000, PASS},
-          {B, ACK, 201, 101, 10, 1000, STATE},
-          {B, ACK, 1, 101, 200, 1000, STATE},
-          {A, ACK, 101, 201, 10, 1000, STATE},
-          {A, SYN | ACK, 101, 201, 0, 1000, STATE, "RR"},
+          {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
+          {B, SYN | ACK, 7000, 90001, 0, 1000, PASS, "ES"},
+          {A, ACK, 90001, 7001, 0, 1000, PASS, "EE"},
+          END}},
+    {"nor is a SYN of a half closed one believed", STRICT, MOAT_T_TCP_CLOSING,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
+          {A, SYN, 90000, 0, 0, 1000, UNBEL, "CE"},
+          {B, SYN, 90000, 0, 0, 1000, STATE, "CE"},
           END}},
     {"reset of a half closed one", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{HANDSHAKE,
@@ -357,18 +482,40 @@ static const struct conversation conversations[] = {
      ROWS{HANDSHAKE,
           DATA,
           CLOSE,
-          {B, SYN | ACK, 9, 9, 0, 1000, STATE, "DD"},
+          {B, SYN | ACK, 900, 9, 0, 1000, UNBEL, "DD"},
           {B, SYN, 9000, 0, 0, 1000, PASS, "NS"},
+          END}},
+    {"opened again though its FIN was not seen acknowledged", STRICT, MOAT_T_TCP_FIRST,
+     ROWS{HANDSHAKE,
+          DATA,
+          {B, FIN | ACK, 201, 101, 0, 1000, PASS, "EC"},
+          {A, ACK, 101, 202, 0, 1000, PASS, "ED"},
+          {A, SYN, 9000, 0, 0, 1000, UNBEL, "ED"},
+          {A, FIN | ACK, 101, 202, 0, 1000, PASS, "CD"},
+          {B, SYN, 9000, 0, 0, 1000, STATE, "CD"},
+          {A, SYN, 101, 0, 0, 1000, UNBEL, "CD"}, /* its own FIN is there */
+          {A, SYN, 103, 0, 0, 1000, PASS, "SN"},
+          END}},
+    {"opened again by the end that was called", STRICT, MOAT_T_TCP_FIRST,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, FIN | ACK, 101, 201, 0, 1000, PASS},
+          {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
+          {A, SYN, 9000, 0, 0, 1000, UNBEL, "DC"},
+          {B, SYN, 202, 0, 0, 1000, STATE, "DC"},
+          {B, SYN, 203, 0, 0, 1000, PASS, "NS"},
           END}},
     {"opened again after a reset", STRICT, MOAT_T_TCP_ESTABLISHED,
      ROWS{HANDSHAKE, {A, RST, 1, 0, 0, 0, PASS}, HANDSHAKE, DATA, END}},
     {"not opened again while it lives", STRICT, MOAT_T_TCP_FIN_WAIT,
      ROWS{HANDSHAKE,
-          {A, SYN, 9000, 0, 0, 1000, STATE, "EE"},
+          {A, SYN, 9000, 0, 0, 1000, UNBEL, "EE"},
+          {B, SYN, 9000, 0, 0, 1000, STATE, "EE"},
           DATA,
           {A, FIN | ACK, 101, 201, 0, 1000, PASS},
           {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
-          {A, SYN, 9000, 0, 0, 1000, STATE, "DC"},
+          {A, SYN, 9000, 0, 0, 1000, UNBEL, "DC"},
+          {B, SYN, 100, 0, 0, 1000, STATE, "DC"},
           END}},
 
     {"picked up", LOOSE, MOAT_T_TCP_ESTABLISHED,
@@ -403,6 +550,14 @@ static const struct conversation conversations[] = {
           {A, ACK, 5101, 7001, 0, 1000, PASS},
           {B, ACK, 7001, 5101, 500, 500, PASS, "EE"},
           END}},
+    {"picked up: who spoke first may call again", LOOSE, MOAT_T_TCP_CLOSED,
+     ROWS{{A, ACK, 5001, 7001, 100, 1000, PASS},
+          {A, SYN, 90000, 0, 0, 1000, UNBEL, "EE"},
+          {B, SYN, 90000, 0, 0, 1000, STATE, "EE"},
+          {B, ACK, 7001, 5101, 0, 1000, PASS},
+          {A, RST, 5100, 0, 0, 0, UNBEL, "EE"},
+          {A, RST, 5101, 0, 0, 0, PASS, "RR"},
+          END}},
     {"picked up while closing", LOOSE, MOAT_T_TCP_CLOSED,
      ROWS{{A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
           {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
@@ -423,6 +578,15 @@ static const struct conversation conversations[] = {
           {B, ACK, 30001, 40101, 100, 1000, PASS, "EE", LENIENT},
           {A, ACK, 40101, 30101, 100, 1000, PASS},
           {B, ACK, 30101, 40201, 100, 1000, PASS},
+          END}},
+    {"imported: reset meanwhile", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, RST, 40001, 0, 0, 0, WINDOW},
+          {A, RST, 40001, 0, 0, 0, UNBEL, "EE", LENIENT},
+          {A, RST, 70000, 0, 0, 0, WINDOW, "EE", LENIENT},
+          {A, RST, -70000u, 0, 0, 0, WINDOW, "EE", LENIENT},
+          {A, RST, 101, 0, 0, 0, PASS, "RR", LENIENT},
           END}},
     {"imported: not by any distance", STRICT, MOAT_T_TCP_ESTABLISHED,
      ROWS{HANDSHAKE,
@@ -458,7 +622,7 @@ static enum moat_reason observe(struct observer *o, unsigned dir, const struct m
     enum moat_reason reason;
 
     memcpy(before, o->side, sizeof before);
-    if (o->exists && moat_tcp_reopens(o->side, s))
+    if (o->exists && moat_tcp_reopens(o->side, dir, s))
         o->exists = false;
     if (!o->exists) {
         reason = moat_tcp_open(o->side, dir, s, o->loose);
@@ -466,7 +630,13 @@ static enum moat_reason observe(struct observer *o, unsigned dir, const struct m
     } else {
         reason = moat_tcp_track(o->side, dir, s, lenient);
     }
-    if (reason) /* refused, nothing changed */
+    if (reason == MOAT_TCP_UNBELIEVED && o->side[dir].state == MOAT_TCPS_NONE) {
+        /* What it acknowledges is kept. */
+        ck_assert_uint_eq(o->side[dir].seq_lo, s->ack);
+        before[dir].seq_lo = s->ack;
+        before[dir].max_win = 1;
+    }
+    if (reason) /* nothing changed */
         ck_assert_mem_eq(o->side, before, sizeof before);
     else
         ck_assert(moat_tcp_valid(o->side));
@@ -507,7 +677,7 @@ START_TEST(conversation)
         struct observer o = {.loose = c->loose};
         const struct row *r;
 
-        for (r = c->rows; r->expect != MOAT_N_REASONS; r++)
+        for (r = c->rows; r->expect != LAST_ROW; r++)
             check_row(c, r, &o, isns[i / 2], i & 1);
         if (o.exists)
             ck_assert_msg(moat_tcp_timer(o.side) == c->timer, "%s: timer %d", c->name,
@@ -793,7 +963,7 @@ static void forge(struct sim *m)
         s.seq += off;
     /* A session that was picked up believes in any window. */
     if (m->o.loose || !m->o.exists || !m->end[0].up || !m->end[1].up ||
-        moat_tcp_reopens(m->o.side, &s))
+        moat_tcp_reopens(m->o.side, d, &s))
         return;
     ck_assert_msg(observe(&m->o, d, &s, false) != MOAT_R_NONE, "forged: flags %x seq %+d ack %+d",
                   s.flags, (int)(s.seq - m->end[d].max), (int)(s.ack - m->end[!d].max));
@@ -815,10 +985,10 @@ static void arrive(struct sim *m, struct packet p)
         put(m, &p);
         return;
     }
-    if (m->o.exists && moat_tcp_reopens(m->o.side, &p.s))
+    if (m->o.exists && moat_tcp_reopens(m->o.side, p.dir, &p.s))
         return; /* a SYN that late opens anew */
     reason = observe(&m->o, p.dir, &p.s, false);
-    if (reason == MOAT_R_NONE) {
+    if (reason == MOAT_R_NONE || reason == MOAT_TCP_UNBELIEVED) {
         put(m, &p);
         return;
     }
@@ -886,7 +1056,9 @@ static bool run(struct sim *m, unsigned n_steps)
         if (m->now > reset_at && m->end[0].up && !m->skip && m->o.exists && !m->o.loose) {
             struct moat_tcp_seg s = {.seq = m->end[0].nxt, .flags = RST};
 
-            ck_assert_uint_eq(observe(&m->o, 0, &s, false), MOAT_R_NONE);
+            enum moat_reason reason = observe(&m->o, 0, &s, false);
+
+            ck_assert(reason == MOAT_R_NONE || reason == MOAT_TCP_UNBELIEVED);
             return true;
         }
     }
@@ -930,10 +1102,11 @@ START_TEST(valid_records)
         uint8_t state[2], wscale[2];
         bool valid;
     } table[] = {
-        {{S, N}, {0, 0}, true},      {{N, S}, {0x80, 0}, true},  {{E, E}, {0x87, 0x8e}, true},
-        {{R, R}, {0, 0}, true},      {{N, N}, {0, 0}, false},    {{R + 1, E}, {0, 0}, false},
-        {{E, R + 1}, {0, 0}, false}, {{E, 255}, {0, 0}, false},  {{E, E}, {0x8f, 0}, false},
-        {{E, E}, {0, 0x0f}, false},  {{E, E}, {0x90, 0}, false},
+        {{S, N}, {0, 0}, true},        {{N, S}, {0x80, 0}, true}, {{E, E}, {0x87, 0x8e}, true},
+        {{R, R}, {0, 0}, true},        {{N, N}, {0, 0}, false},   {{R + 1, E}, {0, 0}, false},
+        {{E, R + 1}, {0, 0}, false},   {{E, 255}, {0, 0}, false}, {{E, E}, {0x8f, 0}, false},
+        {{E, E}, {0, 0x0f}, false},    {{E, E}, {0x90, 0}, true}, {{E, E}, {0x8e, 0xfe}, true},
+        {{E, E}, {0x90, 0x10}, false}, {{E, N}, {0, 0}, false},   {{N, R}, {0, 0}, false},
     };
 
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -966,13 +1139,78 @@ START_TEST(timers)
             struct moat_ses_side side[2] = {{.state = a}, {.state = b}};
             struct moat_ses_side turned[2] = {side[1], side[0]};
             struct moat_tcp_seg syn = {.flags = SYN}, ack = {.flags = SYN | ACK};
+            struct moat_tcp_seg next = {.seq = 1, .flags = SYN};
+            bool over = b == R || a == D;
 
             ck_assert_uint_eq(moat_tcp_timer(side), table[a][b]);
             ck_assert_uint_eq(moat_tcp_timer(turned), table[a][b]);
-            ck_assert_int_eq(moat_tcp_reopens(side, &syn), b == R || a == D);
-            ck_assert(!moat_tcp_reopens(side, &ack));
+            ck_assert_int_eq(moat_tcp_half_open(side), b <= E && a < E);
+            ck_assert_int_eq(moat_tcp_half_open(turned), b <= E && a < E);
+            for (unsigned d = 0; d < 2; d++) {
+                ck_assert_int_eq(moat_tcp_reopens(side, d, &syn), over);
+                ck_assert(!moat_tcp_reopens(side, d, &ack));
+            }
+            /* Above the last number: the end in C only. */
+            ck_assert_int_eq(moat_tcp_reopens(side, 0, &next), over || (a == C && b == D));
+            ck_assert_int_eq(moat_tcp_reopens(turned, 1, &next), over || (a == C && b == D));
+            ck_assert_int_eq(moat_tcp_reopens(side, 1, &next), over);
         }
     }
+}
+END_TEST
+
+/* Sequence numbers that ICMP errors quote. */
+START_TEST(was_sent)
+{
+    static const struct {
+        uint8_t dir;
+        uint32_t seq;
+        bool sent;
+    } syn[] = {{A, 0, true}, {A, 1, true}, {A, 2, false}, {A, -1u, false}, {B, 0, false}},
+      live[] = {{A, 0, true},
+                {A, 101, true},
+                {A, 102, false},
+                {A, 101 - 66000u, true},
+                {A, 100 - 66000u, false},
+                {A, 1u << 31, false},
+                {B, 201, true},
+                {B, 202, false},
+                {B, 201 - 66000u, true},
+                {B, 200 - 66000u, false}};
+    static const struct row rows[] = {HANDSHAKE, DATA};
+    static const uint32_t isns[][2] = {{1000000, 2000000}, {-50u, -150u}, {30000, 0}};
+
+    for (size_t i = 0; i < sizeof isns / sizeof *isns; i++) {
+        struct conversation c = {.name = "was sent"};
+        struct observer o = {.loose = false};
+
+        check_row(&c, &rows[0], &o, isns[i], false);
+        for (size_t k = 0; k < sizeof syn / sizeof *syn; k++)
+            ck_assert_msg(moat_tcp_was_sent(o.side, syn[k].dir, isns[i][syn[k].dir] + syn[k].seq) ==
+                              syn[k].sent,
+                          "SYN, %zu", k);
+        for (size_t k = 1; k < sizeof rows / sizeof *rows; k++)
+            check_row(&c, &rows[k], &o, isns[i], false);
+        for (size_t k = 0; k < sizeof live / sizeof *live; k++)
+            ck_assert_msg(moat_tcp_was_sent(o.side, live[k].dir,
+                                            isns[i][live[k].dir] + live[k].seq) == live[k].sent,
+                          "live, %zu", k);
+    }
+}
+END_TEST
+
+/* Of a session that was picked up, what it has sent before is not known. */
+START_TEST(was_sent_is_lenient_where_it_guesses)
+{
+    struct moat_ses_side side[2];
+    struct moat_tcp_seg s = {.seq = 5000000, .ack = 7000000, .len = 100, .win = 1, .flags = ACK};
+
+    ck_assert_int_eq(moat_tcp_open(side, A, &s, true), MOAT_R_NONE);
+    ck_assert(moat_tcp_was_sent(side, A, 5000100 + 66000));
+    ck_assert(moat_tcp_was_sent(side, B, 7000000 + 16384));
+    ck_assert(moat_tcp_was_sent(side, B, 7000000 - 16384));
+    ck_assert(!moat_tcp_was_sent(side, B, 7000000 + (1u << 29)));
+    ck_assert(!moat_tcp_was_sent(side, A, 5000100 - (1u << 31)));
 }
 END_TEST
 
@@ -987,6 +1225,8 @@ int main(void)
     tcase_add_loop_test(tc, conversation, 0, (int)N_CONVERSATIONS);
     tcase_add_test(tc, valid_records);
     tcase_add_test(tc, timers);
+    tcase_add_test(tc, was_sent);
+    tcase_add_test(tc, was_sent_is_lenient_where_it_guesses);
     tcase_add_test(tc, honest_ends_are_never_refused);
     tcase_add_test(tc, honest_ends_picked_up_midstream);
     suite_add_tcase(s, tc);

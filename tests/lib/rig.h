@@ -43,6 +43,9 @@ void rig_destroy(struct rig *);
 void rig_conf(unsigned slot, enum moat_slot_state, struct moat_slot_conf *);
 void rig_claim(struct rig *, unsigned slot, enum moat_slot_state);
 
+/* Claims again, with other settings. */
+void rig_settings(struct rig *, unsigned slot, const struct moat_settings *);
+
 /* Compiles for the slot and publishes.  Each call is a new generation. */
 void rig_publish(struct rig *, unsigned slot, const char *policy);
 
@@ -55,6 +58,24 @@ bool rig_push(struct rig *, unsigned slot, enum moat_dir, const uint8_t *frame, 
 
 /* The same through two slots, as between VMs of one host. */
 bool rig_between(struct rig *, unsigned from, unsigned to, const uint8_t *frame, uint32_t len);
+
+/* What the core has injected (answers, released fragments) since the last call of rig_forget(). */
+struct rig_injected {
+    struct moat_port *port;
+    enum moat_dir dir;
+    uint32_t len;
+    uint8_t frame[2048];
+};
+#define RIG_INJECTED 16
+extern struct rig_injected rig_injected[RIG_INJECTED];
+extern unsigned rig_n_injected; /* may be more than are kept */
+void rig_forget(void);
+
+/* Time passes, and the engine has its turns meanwhile, each 50 ms. */
+void rig_pass_time(struct rig *, uint64_t ms);
+
+/* The next event of this type, dropping all before it.  False: there is none. */
+bool rig_event(struct rig *, enum moat_event_type, struct moat_event *);
 
 uint64_t rig_counter(struct rig *, unsigned slot, unsigned counter);
 

@@ -81,6 +81,35 @@ static const struct {
 
 #define N_SLOTS (sizeof slots / sizeof *slots)
 
+/* Nothing as it is by default. */
+static void enroll(struct moat_slot_info *s)
+{
+    struct moat_settings *t = &s->conf.settings;
+
+    s->state = MOAT_SLOT_ENROLLING;
+    s->enroll_left_s = 431;
+    s->half_open = 5;
+    s->n_learnt = 1;
+    s->learnt[0] = (struct moat_addr){.family = 4, .plen = 32, .addr = {10, 0, 0, 77}};
+    t->spoof = MOAT_SPOOF_LEARN;
+    t->vlan = MOAT_VLAN_INSPECT;
+    t->tcp_loose = 1;
+    t->ra_guard = t->dhcp_guard = t->transfer_sessions = 0;
+    t->n_ethertypes = 2;
+    t->ethertypes[0] = 0x88cc;
+    t->ethertypes[1] = 0x88f7;
+    t->pickup_s = 9;
+    t->hold_ms = 8;
+    t->enroll_s = 600;
+    t->max_sessions = 1;
+    t->max_half_open = 2;
+    t->max_new = 3;
+    t->max_fragments = 4;
+    t->max_logs = 5;
+    t->timers[MOAT_T_TCP_ESTABLISHED] = 7200;
+    t->timers[MOAT_T_ICMP] = moat_timer_default(MOAT_T_ICMP);
+}
+
 /* One slot per answer: the client must go on. */
 static void slot_list(uint32_t first)
 {
@@ -102,6 +131,12 @@ static void slot_list(uint32_t first)
     s.conf.addrs[1] = (struct moat_addr){.family = 6, .plen = 64, .addr = {0xfd}};
     s.conf.epoch = 3;
     s.state = strcmp(mode, "hostile") ? slots[first].state : 200;
+    if (!strcmp(mode, "enrolling") && first == 0)
+        enroll(&s);
+    if (!strcmp(mode, "hostile")) {
+        s.n_learnt = s.conf.settings.n_ethertypes = 255;
+        s.conf.settings.spoof = MOAT_SPOOF_LEARN;
+    }
     s.running = slots[first].running;
     s.has_port = 1;
     s.has_ruleset = s.state != MOAT_SLOT_BLOCKED;

@@ -203,6 +203,8 @@ test_completion() {
     offers '--wait= --dry-run' policy apply --
     offers 'established' session --state = est
     offers 'json' --format = ''
+    offers 'web' vm quarantine ''
+    offers '--wait=' vm release --
     offers 'add del' vm vnic ''
     MOAT_DB=unix:/none offers 'web' --db = unix : "$dir/db.sock" vm show ''
 }
@@ -318,7 +320,7 @@ test_vnic() {
     # The same address in another network is another one.
     ok vm vnic add db db-1 mac=52:54:00:00:00:0a network=red address=10.0.0.5
     json '.vnics == [{vnic:"web-0", network:"blue", mac:"52:54:00:00:00:0a", addresses:["10.0.0.5","fd00::5"],
-        allowed_addresses:["10.0.0.200"], holder:null, epoch:0}]' vm show web
+        allowed_addresses:["10.0.0.200"], holder:null, epoch:0, enforced_quarantine:null}]' vm show web
     refused 'address 10.0.0.5 belongs to vNIC "web-0" of VM "web"' \
         vm vnic add db x mac=52:54:00:00:00:0c network=blue address=10.0.0.5
     refused 'address fd00::5 belongs to vNIC "web-0"' \
@@ -353,6 +355,65 @@ test_vnic() {
     json 'map(select(.addresses | index("10.0.0.77"))) | length == 1' vm list
     for i in 1 2 3 4 5 6 7 8; do ok vm del "r$i"; done
     json 'length == 2' vm list
+}
+
+# The host's reports are written by hand here; moatd's are tried in test_moatd.sh.
+test_quarantine() {
+    local waiting
+    refused 'there is no VM "nobody"' vm quarantine nobody
+    refused 'there is no VM "nobody"' vm release nobody
+    usage 'no number from' vm quarantine web --wait -1
+    usage 'too few arguments' vm quarantine
+    json 'all(.quarantine == false)' vm list
+    ok vm quarantine web
+    prints '^VM "web": quarantine ordered$'
+    json 'map(select(.quarantine) | .name) == ["web"]' vm list
+    ok vm list
+    prints '^web .* yes +web-0'
+    run 1 --format json status # there is no engine
+    checks=$((checks + 1))
+    jq -e '.cluster.vms_quarantined == 1' out >/dev/null || fail "status does not count it"
+    ok vm show web
+    prints '^Quarantine: +yes$'
+    prints ' not reported$'
+    json '. == {vm:"web", quarantine:true}' vm quarantine web
+    json '. == {vm:"web", quarantine:false, vnics:0, vnics_enforcing:0}' vm release web --wait 5
+    json 'all(.quarantine == false)' vm list
+    ok vm release web --wait 5
+    prints '^no host has a vNIC of it$'
+
+    # Its host does not answer, does not manage, does it.
+    db '{"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":"A"}}'
+    refused 'written, but after 1 s 1 of 1 vNICs' vm quarantine web --wait 1
+    checks=$((checks + 1))
+    grep -q 'vNIC "web-0" on host "A": has not reported' err || fail "who is late"
+    json 'map(select(.quarantine) | .name) == ["web"]' vm list
+    db '{"op":"insert","table":"Enforced","row":{"host":"A","vnic_id":"web-0","state":"active","quarantine":"operator","problem":"it hurts"}}'
+    refused 'written, but' vm quarantine web --wait 1
+    checks=$((checks + 1))
+    grep -q 'on host "A": it hurts' err || fail "why it is late"
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"problem":"","quarantine":"policy"}}'
+    ok vm show web
+    prints ' no rule names it$'
+    "$moatctl" vm quarantine web --wait 20 >waited 2>&1 &
+    waiting=$!
+    sleep 0.3
+    checks=$((checks + 2))
+    kill -0 $waiting 2>/dev/null || { cp waited out; fail "did not wait"; }
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":"operator"}}'
+    wait $waiting && grep -q '^1 of 1 vNICs enforce it$' waited || { cp waited out; fail "waiting for a host"; }
+    ok vm show web
+    prints ' by an operator$'
+    refused 'written, but' vm release web --wait 1
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":""}}'
+    ok vm release web --wait 5
+    # Another host's report counts for nothing.
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":"operator"}},
+        {"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":"B"}}'
+    refused 'on host "B": has not reported' vm quarantine web --wait 1
+    ok vm release web
+    db '{"op":"delete","table":"Enforced","where":[["vnic_id","==","web-0"]]},
+        {"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":["set",[]]}}'
 }
 
 # --- hosts ------------------------------------------------------------------------
@@ -701,6 +762,28 @@ test_engine() {
     ok event --local -f --limit 1
     prints 'packet +db-0 +drop tcp 10.0.0.6:22 <- 10.0.0.5:40000 \(default, rule 0'
 
+    json '.[0] | .settings | .spoof == "strict" and .vlan == "block" and .ra_guard and .dhcp_guard and .ethertypes == []
+        and .enroll_s == 0 and .max_half_open == 0 and .timers["tcp-established"] == 43200' slot show web
+    ok slot show web
+    prints '^Settings: +on-missing-policy block, on-missing-state block, on-unprotected-host block, anti-spoofing strict$'
+    start_engine "$gen" enrolling
+    json '.[] | select(.vnic == "web-0") | .state == "enrolling" and .enroll_left_s == 431 and .half_open == 5
+        and .quarantine == false' slot list
+    ok slot list
+    prints '^web-0 .* enrolling 431s '
+    json '.[0] | .enroll_left_s == 431 and .half_open == 5 and .learnt == ["10.0.0.77"] and .settings == {
+        on_missing_policy:"block", on_missing_state:"block", on_unprotected_host:"block", quarantine:false,
+        tcp_loose:true, spoof:"learn-once", vlan:"inspect", ra_guard:false, dhcp_guard:false, transfer_sessions:false,
+        ethertypes:["0x88cc","0x88f7"], pickup_s:9, hold_ms:8, enroll_s:600, max_sessions:1, max_half_open:2,
+        max_new_sessions:3, max_fragments:4, max_logs:5, timers:(.settings.timers)}
+        and (.settings.timers | length == 14 and .["tcp-established"] == 7200 and .icmp == 20)' slot show web
+    ok slot show web
+    prints '^State: +enrolling \(running sessions are picked up, refusals are only logged\)$'
+    prints '^Enrolment left: +431 s$'
+    prints '^Learnt addresses: +10.0.0.77$'
+    prints '^Half-open: +5$'
+    prints 'anti-spoofing learn-once, tcp loose, transfer-sessions off, vlan inspect, ra-guard off, dhcp-guard off, ethertypes 0x88cc 0x88f7, hold 8ms, enroll 600s, max-sessions 1, max-half-open 2, max-new-sessions 3, max-fragments 4, max-logs 5, timer tcp-established 7200s$'
+
     # Rules are numbered anew in each generation: no text of another one.
     start_engine 999999
     json '.[0].rule_text == null and .[0].rule == 1' session
@@ -743,6 +826,7 @@ test_tls
 test_network
 test_vm
 test_vnic
+test_quarantine
 test_completion
 test_host
 test_policy
