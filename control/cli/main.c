@@ -23,7 +23,7 @@
 static const struct cli_command *const families[] = {
     status_commands,  host_commands, network_commands, vm_commands,     slot_commands,
     session_commands, rule_commands, event_commands,   policy_commands, migration_commands,
-    trace_commands,   capture_commands,
+    trace_commands,   capture_commands, replay_commands,
 };
 
 static const struct {
