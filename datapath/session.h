@@ -54,7 +54,8 @@ struct moat_key {
 #define MOAT_SES_F_WAIT_FROM_VM 0x10 /* imported: no packet in this direction yet */
 #define MOAT_SES_F_WAIT_TO_VM 0x20
 #define MOAT_SES_F_CUT 0x40       /* ended by policy: packets that meet it meet nothing */
-#define MOAT_SES_F_HALF_OPEN 0x80 /* counts as half-open; who clears it uncounts it */
+#define MOAT_SES_F_HALF_OPEN 0x80 /* counts as half-open; who clears it uncounts it.  Of a record, the
+                                   * bit says something else: MOAT_SES_F_STALE */
 #define MOAT_SES_F_INTERNAL 0xf0  /* bits that stay out of records */
 
 #define MOAT_SES_MARK_ERROR 0x01 /* an ICMP error came back: a query ends sooner */
