@@ -145,10 +145,14 @@ void moat_slots_turn(struct moat_engine *);
 /* At start: rebuilds slots from the mapping.  Returns how many. */
 uint32_t moat_slots_recover(struct moat_engine *);
 
+/* Never below zero: sessions that were opened while the count was reset did not count. */
 static inline void moat_slot_half_open_ended(struct moat_slot *s)
 {
-    if (__atomic_load_n(&s->half_open, __ATOMIC_RELAXED))
-        __atomic_fetch_sub(&s->half_open, 1, __ATOMIC_RELAXED);
+    uint32_t n = __atomic_load_n(&s->half_open, __ATOMIC_RELAXED);
+
+    while (n && !__atomic_compare_exchange_n(&s->half_open, &n, n - 1, false, __ATOMIC_RELAXED,
+                                             __ATOMIC_RELAXED))
+        ;
 }
 
 /* Counts one towards so many a second; false: that was too much.  Packet threads.  Log lines; the
