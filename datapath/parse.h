@@ -66,12 +66,15 @@ struct moat_pkt {
     uint16_t n_tags;
     uint16_t l3_off, l4_off;
     uint16_t sport, dport; /* TCP, UDP, host byte order; else 0 */
-    uint16_t ethertype;    /* behind the tags */
-    uint8_t frag;          /* 0: whole; 1: first fragment; 2: later fragment */
-    uint8_t frag_more;     /* fragments: more follow (MF) */
-    uint32_t frag_id;      /* fragments: of the datagram */
-    uint32_t frag_at;      /* fragments: where this one's bytes belong in the fragmentable part */
-    uint32_t frag_len;     /* fragments: how many they are; with frag_at at most 65535 */
+    uint16_t ethertype;    /* behind the tags; 0 if the frame ends before it */
+    /* Fragments; all 0 in whole packets, IPv6 atomic fragments (RFC 6946) too. */
+    uint8_t frag;       /* 0: whole; 1: first fragment; 2: later fragment */
+    uint8_t frag_more;  /* more follow (MF); a first one always has it */
+    uint32_t frag_id;   /* identification of the datagram */
+    uint16_t frag_at;   /* where its bytes belong in the fragmentable part; a multiple of 8 */
+    uint16_t frag_head; /* what the reassembled packet's length counts before that part: the
+                         * IPv4 header, IPv6 extension headers before the fragment header */
+    uint32_t frag_len;  /* how many bytes; never 0; frag_head + frag_at + frag_len <= 65535 */
     const uint8_t *src, *dst; /* L3 addresses in data: 4 or 16 bytes; ARP: spa, tpa */
     struct moat_tcp_seg tcp;
 
