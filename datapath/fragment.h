@@ -82,10 +82,11 @@ enum moat_fragment_say {
 /* What goes with it. */
 struct moat_fragment_answer {
     enum moat_reason reason; /* REFUSE */
-    unsigned dropped;        /* REFUSE: held fragments that were dropped because of this one */
-    uint64_t datagram;       /* JUDGE, PASS: name for moat_fragment_judged() ... */
-    uint64_t hash_of;        /* ... with this */
-    bool has_key;            /* PASS: the first one has a session, and it is this: */
+    unsigned dropped;        /* held fragments that will never go: their datagram was condemned
+                              * by this one, or took too long */
+    uint64_t datagram;       /* JUDGE, PASS: for moat_fragment_judged(), with */
+    uint32_t bucket;
+    bool has_key; /* PASS: the first one has a session, and it is this: */
     struct moat_key key;
     uint64_t hash;
     /* JUDGE and PASS of a TCP segment: the segment as far as its fragments have come, for the
