@@ -1,16 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* A datagram's life:
+/* A chained hash table of datagrams.  Entries and the buffers of held frames come from two pools
+ * of fixed size; a slot's counts are raised by compare-and-swap, so a quota is never exceeded and
+ * never refuses what it has room for.
  *
- *   WAITING --first fragment--> JUDGING --admitted--> ADMITTED --complete--> forgotten
- *      \____________________________\_______________________\__ CONDEMNED --30 s--> forgotten
+ *   bucket: lock, head ---> datagram ---> datagram      chain, by index
+ *   datagram: name | what is known: ranges, starts, total | verdict | held frames
  *
- * What has come is a bitmap with a bit for each 8 octets, the unit of fragment offsets; a
- * second one has the starts of fragments, so that an exact duplicate is told from an overlap.
+ * What has come of a datagram is kept twice.  `ranges` are the disjoint pieces, touching ones
+ * merged, in order: they say what overlaps and when it is complete.  `starts` has one bit for each
+ * place of 8 bytes where a fragment began: within a piece the fragments lie end to end, so the
+ * bits say where each one ended, and an exact duplicate is told from an overlap.
  *
- * A datagram is found by a chain of its bucket, under the bucket's lock; whatever else is
- * in it is under that lock too.  Free datagrams and held frames have a lock of their own, taken
- * last.  Counts per slot are atomic: a reservation that is too much is given back. */
+ * Only what passed or is held is recorded.  A fragment that was refused never reaches the VM, so
+ * it cannot overlap anything there; but what it says about the end condemns all the same.
+ *
+ * Synchronisation: an entry belongs to the lock of its bucket.  Pools have locks of their own,
+ * taken inside.  A verdict finds its entry by a number that is never used twice. */
 
 #include "fragment.h"
 
@@ -18,503 +24,686 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "hash.h"
 #include "spin.h"
 
-#define DEFAULT_DATAGRAMS 4096
-#define DEFAULT_HELD 256
-#define STRIPES 256
-#define AGE_SLICES 40
-#define UNITS 8192
-#define WORDS (UNITS / 64)
 #define NONE UINT32_MAX
+#define STARTS (65536 / 8 / 64)
+#define AGE_CALLS 20 /* a round of moat_fragments_age() */
 
-enum state { FREE, WAITING, JUDGING, ADMITTED, CONDEMNED };
+enum state { WAITING = 1, JUDGING, ADMITTED, CONDEMNED };
 
-struct id {
+/* What the fragments of one datagram have in common.  Compared and hashed as words. */
+struct name {
+    uint8_t src[16], dst[16];
     uint32_t slot, tag, id;
     uint16_t vlan;
-    uint8_t dir, family, proto, pad[7];
-    uint8_t src[16], dst[16];
+    uint8_t dir, family;
+    uint8_t proto; /* IPv4; in IPv6 only the first one's counts */
+    uint8_t pad[7];
+};
+
+_Static_assert(sizeof(struct name) == 56, "no hidden padding");
+
+struct range {
+    uint16_t at, end;
 };
 
 struct datagram {
-    struct id id;
-    uint32_t next, bucket;
-    uint32_t started_s, serial;
-    uint32_t covered; /* octets that have come */
-    uint32_t end;     /* of the farthest */
-    uint32_t total;   /* once the last fragment has told; else 0 */
-    uint32_t ticket;  /* another one each time that this entry is used */
-    uint8_t state;    /* FREE is read without the lock */
-    uint8_t n_held;
-    uint32_t held[MOAT_FRAGMENT_HELD];
-    struct moat_fragment_session session;
-    uint64_t came[WORDS], starts[WORDS];
+    struct name name;
+    uint64_t number; /* of this datagram, never used twice */
+    uint32_t next;   /* in the chain */
+    uint32_t born;
+    uint32_t serial; /* of the ruleset that the first one is judged by */
+    uint8_t state;
+    uint8_t n_ranges, n_held;
+    bool has_key, is_tcp;
+    uint16_t head;     /* of the first one: what counts before its bytes */
+    uint16_t total;    /* 0: the last one has not come */
+    uint16_t more_end; /* furthest end of those that are not the last */
+    uint32_t first_len;
+    uint32_t held[MOAT_FRAGMENT_HELD]; /* buffers */
+    struct range ranges[MOAT_FRAGMENT_RANGES];
+    struct moat_tcp_seg tcp; /* as the first one says it */
+    struct moat_key key;
+    uint64_t hash;
+    uint64_t starts[STARTS];
 };
 
-struct frame {
-    uint32_t len, end;
-    bool last;
+struct held {
+    uint32_t len;
     uint8_t bytes[MOAT_FRAGMENT_HELD_BYTES];
 };
 
-struct moat_fragments {
-    struct moat_fragment_conf conf;
-    uint32_t mask;
-    uint32_t *buckets;
-    struct datagram *datagrams;
-    struct frame *frames;
-    uint32_t *free_datagrams, *free_frames;
-    uint32_t n_free_datagrams, n_free_frames;
-    uint32_t *used, *held; /* by slot; atomic */
-    uint32_t age_next;
-    uint8_t free_lock;
-    uint8_t stripes[STRIPES];
+struct bucket {
+    uint32_t head; /* stored under the lock, read without by ageing */
+    uint8_t lock;
 };
 
-/* --- life --- */
+/* Indexes that are free. */
+struct pool {
+    uint32_t *free, size;
+    uint32_t n_free; /* stored under the lock */
+    uint8_t lock;
+};
 
-void moat_fragments_destroy(struct moat_fragments *f)
+struct per_slot {
+    uint32_t datagrams, held; /* atomic */
+};
+
+struct moat_fragments {
+    struct datagram *datagrams;
+    struct held *held;
+    struct bucket *buckets;
+    struct per_slot *slots;
+    struct pool free_datagrams, free_held;
+    uint32_t bucket_mask, n_slots, held_max;
+    uint64_t seed[4];
+    uint64_t next_number; /* atomic */
+    uint32_t age_next;    /* control thread */
+};
+
+/* One fragment on its way through. */
+struct arrival {
+    struct moat_fragments *t;
+    const struct moat_fragment_ctx *ctx;
+    const struct moat_pkt *p;
+    struct moat_fragment_answer *a;
+    uint32_t bucket;
+    uint32_t end;
+};
+
+/* --- pools and counts --- */
+
+static bool pool_init(struct pool *p, uint32_t size)
 {
-    if (!f)
-        return;
-    free(f->buckets);
-    free(f->datagrams);
-    free(f->frames);
-    free(f->free_datagrams);
-    free(f->free_frames);
-    free(f->used);
-    free(f->held);
-    free(f);
+    p->free = malloc(size * sizeof *p->free);
+    if (!p->free)
+        return false;
+    for (uint32_t i = 0; i < size; i++)
+        p->free[i] = size - 1 - i;
+    p->size = p->n_free = size;
+    return true;
 }
 
-struct moat_fragments *moat_fragments_create(const struct moat_fragment_conf *conf)
+static uint32_t pool_take(struct pool *p)
 {
-    struct moat_fragments *f = calloc(1, sizeof *f);
-    uint32_t n_buckets = 1;
+    uint32_t i = NONE;
 
-    if (!f)
-        return NULL;
-    f->conf = *conf;
-    if (!f->conf.n_datagrams)
-        f->conf.n_datagrams = DEFAULT_DATAGRAMS;
-    if (!f->conf.n_held)
-        f->conf.n_held = DEFAULT_HELD;
-    while (n_buckets < f->conf.n_datagrams)
-        n_buckets *= 2;
-    f->mask = n_buckets - 1;
-    f->buckets = malloc(n_buckets * sizeof *f->buckets);
-    /* Zeroed by the kernel when first touched: nobody pays for what is not used. */
-    f->datagrams = calloc(f->conf.n_datagrams, sizeof *f->datagrams);
-    f->frames = calloc(f->conf.n_held, sizeof *f->frames);
-    f->free_datagrams = malloc(f->conf.n_datagrams * sizeof *f->free_datagrams);
-    f->free_frames = malloc(f->conf.n_held * sizeof *f->free_frames);
-    f->used = calloc(f->conf.n_slots, sizeof *f->used);
-    f->held = calloc(f->conf.n_slots, sizeof *f->held);
-    if (!f->buckets || !f->datagrams || !f->frames || !f->free_datagrams || !f->free_frames ||
-        !f->used || !f->held) {
-        moat_fragments_destroy(f);
-        errno = ENOMEM;
-        return NULL;
+    moat_spin_lock(&p->lock);
+    if (p->n_free) {
+        i = p->free[p->n_free - 1];
+        __atomic_store_n(&p->n_free, p->n_free - 1, __ATOMIC_RELAXED);
     }
-    memset(f->buckets, 0xff, n_buckets * sizeof *f->buckets);
-    while (f->n_free_datagrams < f->conf.n_datagrams) {
-        f->free_datagrams[f->n_free_datagrams] = f->conf.n_datagrams - 1 - f->n_free_datagrams;
-        f->n_free_datagrams++;
-    }
-    for (; f->n_free_frames < f->conf.n_held; f->n_free_frames++)
-        f->free_frames[f->n_free_frames] = f->n_free_frames;
-    return f;
-}
-
-/* --- free lists and counts --- */
-
-static uint32_t take(struct moat_fragments *f, uint32_t *list, uint32_t *n)
-{
-    uint32_t i;
-
-    moat_spin_lock(&f->free_lock);
-    i = *n ? list[--*n] : NONE;
-    moat_spin_unlock(&f->free_lock);
+    moat_spin_unlock(&p->lock);
     return i;
 }
 
-static void give(struct moat_fragments *f, uint32_t *list, uint32_t *n, uint32_t i)
+static void pool_give(struct pool *p, uint32_t i)
 {
-    moat_spin_lock(&f->free_lock);
-    list[(*n)++] = i;
-    moat_spin_unlock(&f->free_lock);
+    moat_spin_lock(&p->lock);
+    p->free[p->n_free] = i;
+    __atomic_store_n(&p->n_free, p->n_free + 1, __ATOMIC_RELAXED);
+    moat_spin_unlock(&p->lock);
 }
 
-/* False: the slot has its share already. */
-static bool reserve(uint32_t *count, uint32_t limit)
+static uint32_t pool_used(const struct pool *p)
 {
-    if (__atomic_add_fetch(count, 1, __ATOMIC_RELAXED) <= limit)
-        return true;
+    return p->size - __atomic_load_n(&p->n_free, __ATOMIC_RELAXED);
+}
+
+static bool count_up(uint32_t *count, uint32_t limit)
+{
+    uint32_t n = __atomic_load_n(count, __ATOMIC_RELAXED);
+
+    do {
+        if (n >= limit)
+            return false;
+    } while (
+        !__atomic_compare_exchange_n(count, &n, n + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return true;
+}
+
+static void count_down(uint32_t *count)
+{
     __atomic_fetch_sub(count, 1, __ATOMIC_RELAXED);
-    return false;
 }
 
-static void give_frame(struct moat_fragments *f, uint32_t slot, uint32_t frame)
+/* --- the table --- */
+
+struct moat_fragments *moat_fragments_create(const struct moat_fragment_conf *conf)
 {
-    give(f, f->free_frames, &f->n_free_frames, frame);
-    __atomic_fetch_sub(&f->held[slot], 1, __ATOMIC_RELAXED);
+    static const uint64_t spread[4] = {0x452821e638d01377, 0xbe5466cf34e90c6c, 0xc0ac29b7c97c50dd,
+                                       0x3f84d5b5b5470917}; /* digits of pi */
+    uint32_t n = conf->n_datagrams ? conf->n_datagrams : 4096;
+    uint32_t n_held = conf->n_held ? conf->n_held : 256;
+    struct moat_fragments *t;
+    uint32_t n_buckets = 1;
+
+    if (n > 1u << 24 || n_held > 1u << 20 || !conf->n_slots || conf->n_slots > 1u << 20) {
+        errno = EINVAL;
+        return NULL;
+    }
+    while (n_buckets < n)
+        n_buckets *= 2;
+    t = calloc(1, sizeof *t);
+    if (!t)
+        return NULL;
+    t->datagrams = calloc(n, sizeof *t->datagrams);
+    t->held = calloc(n_held, sizeof *t->held);
+    t->buckets = calloc(n_buckets, sizeof *t->buckets);
+    t->slots = calloc(conf->n_slots, sizeof *t->slots);
+    if (!t->datagrams || !t->held || !t->buckets || !t->slots ||
+        !pool_init(&t->free_datagrams, n) || !pool_init(&t->free_held, n_held)) {
+        moat_fragments_destroy(t);
+        errno = ENOMEM;
+        return NULL;
+    }
+    for (uint32_t i = 0; i < n_buckets; i++)
+        t->buckets[i].head = NONE;
+    for (unsigned i = 0; i < 4; i++)
+        t->seed[i] = (conf->seed[i % 2] ^ spread[i]) | 1;
+    t->bucket_mask = n_buckets - 1;
+    t->n_slots = conf->n_slots;
+    t->held_max = n_held < 4 ? 1 : n_held / 4;
+    return t;
 }
 
-/* --- datagrams; under the bucket's lock --- */
-
-static void id_of(const struct moat_fragment_ctx *c, const struct moat_pkt *p, struct id *id)
+void moat_fragments_destroy(struct moat_fragments *t)
 {
-    unsigned len = p->family == MOAT_FAM_IP6 ? 16 : 4;
-
-    memset(id, 0, sizeof *id);
-    id->slot = c->slot;
-    id->tag = c->tag;
-    id->id = p->frag_id;
-    id->vlan = p->vlan;
-    id->dir = (uint8_t)c->dir;
-    id->family = p->family;
-    id->proto = p->family == MOAT_FAM_IP4 ? p->proto : 0; /* RFC 791, section 3.2; RFC 8200, 4.5 */
-    memcpy(id->src, p->src, len);
-    memcpy(id->dst, p->dst, len);
+    if (!t)
+        return;
+    free(t->datagrams);
+    free(t->held);
+    free(t->buckets);
+    free(t->slots);
+    free(t->free_datagrams.free);
+    free(t->free_held.free);
+    free(t);
 }
 
-static uint32_t bucket_of(const struct moat_fragments *f, const struct id *id)
+uint32_t moat_fragments_used(const struct moat_fragments *t, uint32_t slot)
 {
-    uint64_t w[sizeof *id / 8], h = f->conf.seed[0];
-
-    _Static_assert(sizeof *id % 8 == 0, "hashed as words");
-    memcpy(w, id, sizeof w);
-    for (unsigned i = 0; i < sizeof *id / 8; i++)
-        h = moat_hash_mum(h ^ w[i] ^ 0x243f6a8885a308d3, f->conf.seed[1] ^ 0x13198a2e03707344);
-    return (uint32_t)h & f->mask;
+    if (slot == UINT32_MAX)
+        return pool_used(&t->free_datagrams);
+    return slot < t->n_slots ? __atomic_load_n(&t->slots[slot].datagrams, __ATOMIC_RELAXED) : 0;
 }
 
-static void drop_held(struct moat_fragments *f, struct datagram *d)
+uint32_t moat_fragments_held(const struct moat_fragments *t, uint32_t slot)
 {
-    while (d->n_held)
-        give_frame(f, d->id.slot, d->held[--d->n_held]);
+    if (slot == UINT32_MAX)
+        return pool_used(&t->free_held);
+    return slot < t->n_slots ? __atomic_load_n(&t->slots[slot].held, __ATOMIC_RELAXED) : 0;
 }
 
-static void forget(struct moat_fragments *f, struct datagram *d)
+/* Multiply and fold, as session.c does. */
+static uint32_t name_of(const struct arrival *x, struct name *name)
 {
-    uint32_t i = (uint32_t)(d - f->datagrams), *link = &f->buckets[d->bucket];
+    const struct moat_pkt *p = x->p;
+    size_t len = p->family == MOAT_FAM_IP4 ? 4 : 16;
+    uint64_t words[sizeof *name / 8], h = x->t->seed[0];
 
-    while (*link != i)
-        link = &f->datagrams[*link].next;
-    *link = d->next;
-    drop_held(f, d);
-    __atomic_fetch_sub(&f->used[d->id.slot], 1, __ATOMIC_RELAXED);
-    __atomic_store_n(&d->state, FREE, __ATOMIC_RELAXED);
-    give(f, f->free_datagrams, &f->n_free_datagrams, i);
+    memset(name, 0, sizeof *name);
+    memcpy(name->src, p->src, len);
+    memcpy(name->dst, p->dst, len);
+    name->slot = x->ctx->slot;
+    name->tag = x->ctx->tag;
+    name->id = p->frag_id;
+    name->vlan = p->vlan;
+    name->dir = (uint8_t)x->ctx->dir;
+    name->family = p->family;
+    name->proto = p->family == MOAT_FAM_IP4 ? p->proto : 0;
+    memcpy(words, name, sizeof words);
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
+        __uint128_t r = (__uint128_t)(h ^ words[i]) * x->t->seed[i % 4];
+
+        h = (uint64_t)r ^ (uint64_t)(r >> 64);
+    }
+    return (uint32_t)h & x->t->bucket_mask;
 }
 
-/* Another thread's clock may be ahead. */
+/* Packet threads tell the time by turns: a datagram may be younger than `now`. */
 static bool is_dead(const struct datagram *d, uint32_t now_s)
 {
-    return (int32_t)(now_s - d->started_s) >= MOAT_FRAGMENT_S;
+    return (int32_t)(now_s - d->born) >= MOAT_FRAGMENT_S;
 }
 
-static struct datagram *find(struct moat_fragments *f, uint32_t bucket, const struct id *id,
-                             uint32_t now_s)
+static void give_held(struct moat_fragments *t, uint32_t slot, const uint32_t *held, unsigned n)
 {
-    uint32_t i = f->buckets[bucket];
+    for (unsigned i = 0; i < n; i++) {
+        pool_give(&t->free_held, held[i]);
+        count_down(&t->slots[slot].held);
+    }
+}
 
-    while (i != NONE) {
-        struct datagram *d = &f->datagrams[i];
+/* Drops what is held; says how many. */
+static unsigned drop_held(struct moat_fragments *t, struct datagram *d)
+{
+    unsigned n = d->n_held;
 
-        i = d->next;
-        if (is_dead(d, now_s))
-            forget(f, d);
-        else if (!memcmp(&d->id, id, sizeof *id))
-            return d;
+    give_held(t, d->name.slot, d->held, n);
+    d->n_held = 0;
+    return n;
+}
+
+/* Takes datagram `index` out of the chain where `link` holds it, and gives it back.  Says how
+ * many held ones were dropped. */
+static unsigned forget_at(struct moat_fragments *t, uint32_t *link, uint32_t index)
+{
+    struct datagram *d = &t->datagrams[index];
+    unsigned dropped = drop_held(t, d);
+    uint32_t slot = d->name.slot;
+
+    __atomic_store_n(link, d->next, __ATOMIC_RELAXED);
+    pool_give(&t->free_datagrams, index); /* before the count: whoever may take one finds it */
+    count_down(&t->slots[slot].datagrams);
+    return dropped;
+}
+
+static void forget(struct moat_fragments *t, uint32_t bucket, struct datagram *d)
+{
+    uint32_t index = (uint32_t)(d - t->datagrams), *link = &t->buckets[bucket].head;
+
+    while (*link != index)
+        link = &t->datagrams[*link].next;
+    forget_at(t, link, index);
+}
+
+/* The datagram of this name.  One that is dead makes room. */
+static struct datagram *find(struct arrival *x, const struct name *name)
+{
+    uint32_t *link = &x->t->buckets[x->bucket].head;
+
+    while (*link != NONE) {
+        uint32_t index = *link;
+        struct datagram *d = &x->t->datagrams[index];
+
+        if (!memcmp(&d->name, name, sizeof *name)) {
+            if (!is_dead(d, x->ctx->now_s))
+                return d;
+            x->a->dropped += forget_at(x->t, link, index);
+            return NULL;
+        }
+        link = &d->next;
     }
     return NULL;
 }
 
-static struct datagram *begin(struct moat_fragments *f, const struct moat_fragment_ctx *c,
-                              uint32_t bucket, const struct id *id, enum moat_reason *reason)
-{
-    struct datagram *d;
-    uint32_t i, ticket;
+/* --- what is known of a datagram --- */
 
-    *reason = MOAT_R_FRAG_QUOTA;
-    if (!reserve(&f->used[c->slot], c->limit))
-        return NULL;
-    i = take(f, f->free_datagrams, &f->n_free_datagrams);
-    if (i == NONE) {
-        __atomic_fetch_sub(&f->used[c->slot], 1, __ATOMIC_RELAXED);
-        *reason = MOAT_R_TABLE_FULL;
-        return NULL;
+enum fit { FITS, DUPLICATE, OVERLAPS, IN_PIECES };
+
+static bool starts_at(const struct datagram *d, uint32_t at)
+{
+    return at % 8 == 0 && (d->starts[at / 512] >> (at / 8 % 64) & 1);
+}
+
+/* Did one begin in [from, to)? */
+static bool starts_within(const struct datagram *d, uint32_t from, uint32_t to)
+{
+    uint32_t place = from / 8, end = (to + 7) / 8;
+
+    while (place < end) {
+        uint64_t bits = d->starts[place / 64] >> (place % 64);
+
+        if (bits)
+            return place + (uint32_t)__builtin_ctzll(bits) < end;
+        place = (place | 63) + 1;
     }
-    d = &f->datagrams[i];
-    ticket = d->ticket + 1;
-    memset(d, 0, sizeof *d);
-    d->ticket = ticket;
-    d->id = *id;
-    d->bucket = bucket;
-    d->next = f->buckets[bucket];
-    d->started_s = c->now_s;
-    d->serial = c->serial;
-    __atomic_store_n(&d->state, WAITING, __ATOMIC_RELAXED);
-    f->buckets[bucket] = i;
-    return d;
-}
-
-/* Nothing of it passes any more. */
-static void condemn(struct moat_fragments *f, struct datagram *d)
-{
-    d->state = CONDEMNED;
-    drop_held(f, d);
-}
-
-/* --- what has come --- */
-
-static bool get(const uint64_t *bits, uint32_t unit)
-{
-    return bits[unit / 64] >> unit % 64 & 1;
-}
-
-/* The bits of word w that lie in [from, to). */
-static uint64_t part(uint32_t w, uint32_t from, uint32_t to)
-{
-    uint64_t bits = UINT64_MAX;
-
-    if (from > w * 64)
-        bits &= UINT64_MAX << (from - w * 64);
-    if (to < w * 64 + 64)
-        bits &= UINT64_MAX >> (w * 64 + 64 - to);
-    return bits;
-}
-
-static bool any(const uint64_t *bits, uint32_t from, uint32_t to)
-{
-    for (uint32_t w = from / 64; w * 64 < to; w++)
-        if (bits[w] & part(w, from, to))
-            return true;
     return false;
 }
 
-static bool all(const uint64_t *bits, uint32_t from, uint32_t to)
+/* Is [at, end), which meets the piece r, just what one fragment brought? */
+static bool is_duplicate(const struct datagram *d, const struct range *r, uint32_t at, uint32_t end)
 {
-    for (uint32_t w = from / 64; w * 64 < to; w++)
-        if (~bits[w] & part(w, from, to))
-            return false;
-    return true;
+    return at >= r->at && end <= r->end && starts_at(d, at) && !starts_within(d, at + 8, end) &&
+           (end == r->end || starts_at(d, end));
 }
 
-static void mark(struct datagram *d, const struct moat_pkt *p)
+/* First piece that ends behind `at`. */
+static unsigned piece_behind(const struct datagram *d, uint32_t at)
 {
-    uint32_t from = p->frag_at / 8, to = (p->frag_at + p->frag_len + 7) / 8;
+    unsigned i = 0;
 
-    for (uint32_t w = from / 64; w * 64 < to; w++)
-        d->came[w] |= part(w, from, to);
-    d->starts[from / 64] |= UINT64_C(1) << from % 64;
-    d->covered += p->frag_len;
-    if (p->frag_at + p->frag_len > d->end)
-        d->end = p->frag_at + p->frag_len;
-    if (!p->frag_more)
-        d->total = p->frag_at + p->frag_len;
+    while (i < d->n_ranges && d->ranges[i].end <= at)
+        i++;
+    return i;
 }
 
-/* One that came before had this very place.  Only whole fragments come, so its end is where
- * another one starts, or where nothing has come, or the end of all. */
-static bool is_duplicate(const struct datagram *d, const struct moat_pkt *p)
+static bool joins_left(const struct datagram *d, unsigned i, uint32_t at)
 {
-    uint32_t from = p->frag_at / 8, end = p->frag_at + p->frag_len, to = (end + 7) / 8;
-
-    if (!get(d->starts, from) || !all(d->came, from, to) || any(d->starts, from + 1, to))
-        return false;
-    if (!p->frag_more)
-        return d->total == end;
-    return d->total != end && (to == UNITS || !get(d->came, to) || get(d->starts, to));
+    return i && d->ranges[i - 1].end == at;
 }
 
-/* MOAT_R_NONE: it fits what has come.  *alone: else it is refused, and the others are not. */
-static enum moat_reason fits(const struct datagram *d, const struct moat_pkt *p, bool *alone)
+static bool joins_right(const struct datagram *d, unsigned i, uint32_t end)
 {
-    uint32_t end = p->frag_at + p->frag_len;
+    return i < d->n_ranges && d->ranges[i].at == end;
+}
 
-    *alone = false;
-    if (any(d->came, p->frag_at / 8, (end + 7) / 8)) {
-        *alone = is_duplicate(d, p);
-        return MOAT_R_FRAG_OVERLAP;
+static enum fit fits(const struct datagram *d, uint32_t at, uint32_t end)
+{
+    unsigned i = piece_behind(d, at);
+
+    if (i < d->n_ranges && d->ranges[i].at < end)
+        return is_duplicate(d, &d->ranges[i], at, end) ? DUPLICATE : OVERLAPS;
+    if (d->n_ranges == MOAT_FRAGMENT_RANGES && !joins_left(d, i, at) && !joins_right(d, i, end))
+        return IN_PIECES;
+    return FITS;
+}
+
+static void add_range(struct datagram *d, uint32_t at, uint32_t end)
+{
+    unsigned i = piece_behind(d, at);
+    bool left = joins_left(d, i, at), right = joins_right(d, i, end);
+    struct range *r = &d->ranges[i];
+
+    if (left && right) {
+        r[-1].end = r->end;
+        d->n_ranges--;
+        memmove(r, r + 1, (d->n_ranges - i) * sizeof *r);
+    } else if (left) {
+        r[-1].end = (uint16_t)end;
+    } else if (right) {
+        r->at = (uint16_t)at;
+    } else {
+        memmove(r + 1, r, (d->n_ranges - i) * sizeof *r);
+        d->n_ranges++;
+        *r = (struct range){(uint16_t)at, (uint16_t)end};
     }
-    if (p->frag_more ? d->total && end >= d->total : d->total || end < d->end)
-        return MOAT_R_FRAG_SIZE;
-    return MOAT_R_NONE;
 }
 
-/* Copies the frame of a fragment that came too early. */
-static bool hold(struct moat_fragments *f, struct datagram *d, const struct moat_pkt *p)
+static uint32_t furthest(const struct datagram *d)
 {
-    uint32_t i;
+    return d->total > d->more_end ? d->total : d->more_end;
+}
 
-    if (p->len != p->total || p->len > MOAT_FRAGMENT_HELD_BYTES ||
-        d->n_held == MOAT_FRAGMENT_HELD || !reserve(&f->held[d->id.slot], f->conf.n_held / 4))
+/* Does the fragment contradict what is known about the datagram's length? */
+static bool end_contradicts(const struct datagram *d, const struct moat_pkt *p, uint32_t end)
+{
+    uint32_t head = p->frag_at ? d->head : p->frag_head;
+
+    if (head + end > 65535 || head + furthest(d) > 65535)
+        return true;
+    if (p->frag_more)
+        return d->total && end >= d->total;
+    return (d->total && d->total != end) || d->more_end >= end;
+}
+
+/* It passes or is held. */
+static void record(struct datagram *d, const struct moat_pkt *p, uint32_t end)
+{
+    uint32_t at = p->frag_at;
+
+    add_range(d, at, end);
+    d->starts[at / 512] |= 1ull << (at / 8 % 64);
+    if (!p->frag_more)
+        d->total = (uint16_t)end;
+    else if (end > d->more_end)
+        d->more_end = (uint16_t)end;
+}
+
+static bool is_complete(const struct datagram *d)
+{
+    return d->total && d->n_ranges == 1 && !d->ranges[0].at && d->ranges[0].end == d->total;
+}
+
+/* --- what is said of a fragment --- */
+
+static enum moat_fragment_say refuse(const struct arrival *x, enum moat_reason reason)
+{
+    x->a->reason = reason;
+    return MOAT_FRAGMENT_REFUSE;
+}
+
+static enum moat_fragment_say condemn(const struct arrival *x, struct datagram *d,
+                                      enum moat_reason reason)
+{
+    x->a->dropped += drop_held(x->t, d);
+    d->state = CONDEMNED;
+    return refuse(x, reason);
+}
+
+/* Copies the frame into a buffer of the datagram. */
+static bool hold(const struct arrival *x, struct datagram *d)
+{
+    uint32_t *count = &x->t->slots[x->ctx->slot].held, i;
+
+    if (d->n_held == MOAT_FRAGMENT_HELD || !count_up(count, x->t->held_max))
         return false;
-    i = take(f, f->free_frames, &f->n_free_frames);
+    i = pool_take(&x->t->free_held);
     if (i == NONE) {
-        __atomic_fetch_sub(&f->held[d->id.slot], 1, __ATOMIC_RELAXED);
+        count_down(count);
         return false;
     }
-    f->frames[i].len = p->len;
-    f->frames[i].end = p->frag_at + p->frag_len;
-    f->frames[i].last = !p->frag_more;
-    memcpy(f->frames[i].bytes, p->data, p->len);
+    memcpy(x->t->held[i].bytes, x->p->data, x->p->len);
+    x->t->held[i].len = x->p->len;
     d->held[d->n_held++] = i;
     return true;
 }
 
-static void end_if_complete(struct moat_fragments *f, struct datagram *d)
+static bool can_be_held(const struct moat_pkt *p)
 {
-    if (d->state == ADMITTED && d->total && d->covered == d->total)
-        forget(f, d);
+    return p->len == p->total && p->len <= MOAT_FRAGMENT_HELD_BYTES;
 }
 
-static enum moat_fragment_say consider(struct moat_fragments *f, struct datagram *d,
-                                       const struct moat_fragment_ctx *c, const struct moat_pkt *p,
-                                       struct moat_fragment_session *session,
-                                       enum moat_reason *reason)
+static void answer(const struct arrival *x, const struct datagram *d)
 {
-    bool alone;
+    x->a->datagram = d->number;
+    x->a->bucket = x->bucket;
+    if (!d->is_tcp)
+        return;
+    x->a->tcp = d->tcp;
+    x->a->tcp.len += furthest(d) - d->first_len;
+    if (!d->total)
+        x->a->tcp.flags &= (uint8_t)~MOAT_TCP_FIN;
+}
 
-    *reason = MOAT_R_FRAG;
-    if (d->serial != c->serial)
-        condemn(f, d);
-    if (d->state == CONDEMNED)
-        return MOAT_FRAGMENT_REFUSE;
-    *reason = fits(d, p, &alone);
-    if (*reason) {
-        if (!alone)
-            condemn(f, d);
-        return MOAT_FRAGMENT_REFUSE;
-    }
-    *reason = MOAT_R_FRAG;
-    if (p->frag == 1) {
-        mark(d, p);
-        d->state = JUDGING;
-        session->ticket = d->ticket;
-        return MOAT_FRAGMENT_JUDGE;
-    }
-    if (d->state != ADMITTED) {
-        if (!hold(f, d, p))
-            return MOAT_FRAGMENT_REFUSE; /* it has not come, then */
-        mark(d, p);
-        return MOAT_FRAGMENT_HOLD;
-    }
-    mark(d, p);
-    *session = d->session;
-    end_if_complete(f, d);
+/* The first one, of a datagram that nothing has been said about. */
+static enum moat_fragment_say judge(const struct arrival *x, struct datagram *d)
+{
+    d->state = JUDGING;
+    d->serial = x->ctx->serial;
+    d->head = x->p->frag_head;
+    d->first_len = x->p->frag_len;
+    d->is_tcp = x->p->kind == MOAT_PKT_TCP;
+    d->tcp = x->p->tcp;
+    record(d, x->p, x->end);
+    answer(x, d);
+    return MOAT_FRAGMENT_JUDGE;
+}
+
+static enum moat_fragment_say pass(const struct arrival *x, struct datagram *d)
+{
+    record(d, x->p, x->end);
+    answer(x, d);
+    x->a->has_key = d->has_key;
+    x->a->key = d->key;
+    x->a->hash = d->hash;
+    if (is_complete(d))
+        forget(x->t, x->bucket, d);
     return MOAT_FRAGMENT_PASS;
 }
 
-enum moat_fragment_say moat_fragment_in(struct moat_fragments *f, const struct moat_fragment_ctx *c,
-                                        const struct moat_pkt *p,
-                                        struct moat_fragment_session *session,
-                                        enum moat_reason *reason)
+/* Another one of a datagram that is under way. */
+static enum moat_fragment_say go_on(const struct arrival *x, struct datagram *d)
 {
-    enum moat_fragment_say say = MOAT_FRAGMENT_REFUSE;
-    struct datagram *d;
-    struct id id;
-    uint32_t bucket;
-    uint8_t *lock;
+    if (d->state == CONDEMNED)
+        return refuse(x, MOAT_R_FRAG);
+    if (d->state != WAITING && (int32_t)(x->ctx->serial - d->serial) > 0)
+        return condemn(x, d, MOAT_R_POLICY_CHANGE);
+    if (end_contradicts(d, x->p, x->end))
+        return condemn(x, d, MOAT_R_FRAG_SIZE);
+    switch (fits(d, x->p->frag_at, x->end)) {
+    case DUPLICATE:
+        return refuse(x, MOAT_R_FRAG_OVERLAP);
+    case OVERLAPS:
+        return condemn(x, d, MOAT_R_FRAG_OVERLAP);
+    case IN_PIECES:
+        return condemn(x, d, MOAT_R_FRAG);
+    case FITS:
+        break;
+    }
+    if (!x->p->frag_at)
+        return judge(x, d);
+    if (d->state == ADMITTED)
+        return pass(x, d);
+    if (!can_be_held(x->p) || !hold(x, d))
+        return refuse(x, MOAT_R_FRAG);
+    record(d, x->p, x->end);
+    return MOAT_FRAGMENT_HOLD;
+}
 
-    id_of(c, p, &id);
-    bucket = bucket_of(f, &id);
-    lock = &f->stripes[bucket % STRIPES];
-    moat_spin_lock(lock);
-    d = find(f, bucket, &id, c->now_s);
+/* Puts a new datagram in place.  NULL: there is no room, *reason says why. */
+static struct datagram *new_datagram(const struct arrival *x, const struct name *name,
+                                     enum moat_reason *reason)
+{
+    uint32_t *count = &x->t->slots[name->slot].datagrams, index;
+    struct bucket *b = &x->t->buckets[x->bucket];
+    struct datagram *d;
+
+    *reason = MOAT_R_FRAG_QUOTA;
+    if (!count_up(count, x->ctx->limit))
+        return NULL;
+    *reason = MOAT_R_TABLE_FULL;
+    index = pool_take(&x->t->free_datagrams);
+    if (index == NONE) {
+        count_down(count);
+        return NULL;
+    }
+    d = &x->t->datagrams[index];
+    memset(d, 0, sizeof *d);
+    d->name = *name;
+    d->number = __atomic_add_fetch(&x->t->next_number, 1, __ATOMIC_RELAXED);
+    d->born = x->ctx->now_s;
+    d->state = WAITING;
+    d->next = b->head;
+    __atomic_store_n(&b->head, index, __ATOMIC_RELAXED);
+    return d;
+}
+
+static enum moat_fragment_say begin(const struct arrival *x, const struct name *name)
+{
+    bool first = !x->p->frag_at;
+    enum moat_reason reason;
+    struct datagram *d;
+
+    if (!first && !can_be_held(x->p))
+        return refuse(x, MOAT_R_FRAG);
+    d = new_datagram(x, name, &reason);
     if (!d)
-        d = begin(f, c, bucket, &id, reason);
-    if (d)
-        say = consider(f, d, c, p, session, reason);
-    moat_spin_unlock(lock);
+        return refuse(x, reason);
+    if (first)
+        return judge(x, d);
+    if (!hold(x, d)) {
+        forget(x->t, x->bucket, d);
+        return refuse(x, MOAT_R_FRAG);
+    }
+    record(d, x->p, x->end);
+    return MOAT_FRAGMENT_HOLD;
+}
+
+/* What moat_parse() promises of a fragment.  The ranges rely on it. */
+static bool is_sound(const struct arrival *x)
+{
+    const struct moat_pkt *p = x->p;
+
+    return x->ctx->slot < x->t->n_slots && p->frag && p->frag_len && p->frag_len <= 65535 &&
+           p->frag_at % 8 == 0 && p->frag_head + x->end <= 65535 &&
+           (p->frag_more ? p->frag_len % 8 == 0 : p->frag_at != 0);
+}
+
+enum moat_fragment_say moat_fragment_in(struct moat_fragments *t,
+                                        const struct moat_fragment_ctx *ctx,
+                                        const struct moat_pkt *p, struct moat_fragment_answer *a)
+{
+    struct arrival x = {.t = t, .ctx = ctx, .p = p, .a = a, .end = p->frag_at + p->frag_len};
+    enum moat_fragment_say say;
+    struct datagram *d;
+    struct name name;
+
+    memset(a, 0, sizeof *a);
+    if (!is_sound(&x))
+        return refuse(&x, MOAT_R_INTERNAL);
+    x.bucket = name_of(&x, &name);
+    moat_spin_lock(&t->buckets[x.bucket].lock);
+    d = find(&x, &name);
+    say = d ? go_on(&x, d) : begin(&x, &name);
+    moat_spin_unlock(&t->buckets[x.bucket].lock);
     return say;
 }
 
-unsigned moat_fragment_judged(struct moat_fragments *f, const struct moat_fragment_ctx *c,
-                              const struct moat_pkt *p, const struct moat_fragment_session *session,
-                              bool passed, moat_fragment_release_fn *release, void *aux)
+/* --- the verdict --- */
+
+static struct datagram *find_number(struct moat_fragments *t, uint32_t bucket, uint64_t number)
 {
-    uint32_t frames[MOAT_FRAGMENT_HELD];
-    unsigned n = 0;
+    for (uint32_t i = t->buckets[bucket].head; i != NONE; i = t->datagrams[i].next)
+        if (t->datagrams[i].number == number)
+            return &t->datagrams[i];
+    return NULL;
+}
+
+unsigned moat_fragment_judged(struct moat_fragments *t, const struct moat_fragment_answer *a,
+                              bool passed, const struct moat_key *key, uint64_t hash,
+                              moat_fragment_release_fn *release, void *aux)
+{
+    uint32_t bucket = a->bucket & t->bucket_mask, held[MOAT_FRAGMENT_HELD], slot = 0;
+    unsigned n = 0, dropped = 0;
     struct datagram *d;
-    struct id id;
-    uint32_t bucket;
-    uint8_t *lock;
 
-    id_of(c, p, &id);
-    bucket = bucket_of(f, &id);
-    lock = &f->stripes[bucket % STRIPES];
-    moat_spin_lock(lock);
-    d = find(f, bucket, &id, c->now_s);
-    if (d && (d->state != JUDGING || d->ticket != session->ticket))
-        d = NULL;
+    moat_spin_lock(&t->buckets[bucket].lock);
+    d = find_number(t, bucket, a->datagram);
     if (d && !passed) {
-        condemn(f, d);
-    } else if (d) {
-        n = d->n_held;
-        memcpy(frames, d->held, sizeof frames);
-        d->n_held = 0;
-        d->session = *session;
+        dropped = drop_held(t, d);
+        d->state = CONDEMNED;
+    } else if (d && d->state == JUDGING) {
         d->state = ADMITTED;
-        end_if_complete(f, d);
+        d->has_key = key;
+        if (key)
+            d->key = *key;
+        d->hash = hash;
+        slot = d->name.slot;
+        n = d->n_held;
+        memcpy(held, d->held, sizeof held);
+        d->n_held = 0; /* they are ours now */
+        if (is_complete(d))
+            forget(t, bucket, d);
     }
-    moat_spin_unlock(lock);
-    for (unsigned i = 0; i < n; i++) {
-        const struct frame *held = &f->frames[frames[i]];
-
-        release(aux, held->bytes, held->len, held->end, held->last);
-        give_frame(f, c->slot, frames[i]);
-    }
-    return n;
+    moat_spin_unlock(&t->buckets[bucket].lock);
+    for (unsigned i = 0; i < n; i++)
+        release(aux, t->held[held[i]].bytes, t->held[held[i]].len);
+    give_held(t, slot, held, n);
+    return n + dropped;
 }
 
 /* --- housekeeping --- */
 
-unsigned moat_fragments_age(struct moat_fragments *f, uint32_t now_s)
+static unsigned age_bucket(struct moat_fragments *t, struct bucket *b, uint32_t now_s)
 {
-    uint32_t n = f->conf.n_datagrams / AGE_SLICES + 1;
+    uint32_t *link = &b->head;
     unsigned dropped = 0;
 
-    while (n--) {
-        struct datagram *d = &f->datagrams[f->age_next++ % f->conf.n_datagrams];
-        uint32_t bucket;
-        uint8_t *lock;
+    moat_spin_lock(&b->lock);
+    while (*link != NONE) {
+        struct datagram *d = &t->datagrams[*link];
 
-        if (__atomic_load_n(&d->state, __ATOMIC_RELAXED) == FREE)
-            continue;
-        bucket = __atomic_load_n(&d->bucket, __ATOMIC_RELAXED);
-        lock = &f->stripes[bucket % STRIPES];
-        moat_spin_lock(lock);
-        /* It may have become another bucket's meanwhile: the next round, then. */
-        if (d->state != FREE && d->bucket == bucket && is_dead(d, now_s)) {
-            dropped += d->n_held;
-            forget(f, d);
-        }
-        moat_spin_unlock(lock);
+        if (is_dead(d, now_s))
+            dropped += forget_at(t, link, *link);
+        else
+            link = &d->next;
     }
+    moat_spin_unlock(&b->lock);
     return dropped;
 }
 
-uint32_t moat_fragments_used(const struct moat_fragments *f, uint32_t slot)
+unsigned moat_fragments_age(struct moat_fragments *t, uint32_t now_s)
 {
-    uint32_t sum = 0;
+    uint32_t n_buckets = t->bucket_mask + 1;
+    unsigned dropped = 0;
 
-    if (slot != UINT32_MAX)
-        return slot < f->conf.n_slots ? __atomic_load_n(&f->used[slot], __ATOMIC_RELAXED) : 0;
-    for (slot = 0; slot < f->conf.n_slots; slot++)
-        sum += __atomic_load_n(&f->used[slot], __ATOMIC_RELAXED);
-    return sum;
-}
+    for (uint32_t n = n_buckets / AGE_CALLS + 1; n; n--) {
+        struct bucket *b = &t->buckets[t->age_next++ & t->bucket_mask];
 
-uint32_t moat_fragments_held(const struct moat_fragments *f)
-{
-    uint32_t sum = 0;
-
-    for (uint32_t slot = 0; slot < f->conf.n_slots; slot++)
-        sum += __atomic_load_n(&f->held[slot], __ATOMIC_RELAXED);
-    return sum;
+        if (__atomic_load_n(&b->head, __ATOMIC_RELAXED) != NONE)
+            dropped += age_bucket(t, b, now_s);
+    }
+    return dropped;
 }
