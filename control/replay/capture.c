@@ -71,11 +71,15 @@ static bool is_known(int link)
            link == DLT_LINUX_SLL || link == DLT_LINUX_SLL2;
 }
 
+/* Seconds of a pcap file are unsigned, until 2106; libpcap takes them for signed. */
 static uint64_t time_us(const struct timeval *t)
 {
-    if (t->tv_sec < 0 || t->tv_usec < 0 || (uint64_t)t->tv_sec > UINT64_MAX / 2000000)
+    int64_t s =
+        t->tv_sec < 0 && t->tv_sec >= INT32_MIN ? t->tv_sec + (INT64_C(1) << 32) : t->tv_sec;
+
+    if (s < 0 || t->tv_usec < 0 || s > INT64_MAX / 2000000)
         return 0;
-    return (uint64_t)t->tv_sec * 1000000 + (uint64_t)t->tv_usec;
+    return (uint64_t)s * 1000000 + (uint64_t)t->tv_usec;
 }
 
 static int read_all(pcap_t *p, moat_captured_fn *fn, void *aux, char *err, size_t err_size)

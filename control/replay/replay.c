@@ -320,8 +320,11 @@ static struct vnic *whose_packet(struct moat_replay *r, const struct moat_captur
     struct vnic *v = c->has_source ? by_mac(r, c->source) : NULL;
 
     *dir = MOAT_FROM_VM;
-    if (!v)
+    if (!v) {
         v = by_address(r, p, false, dir);
+        if (v && *dir == MOAT_FROM_VM && c->has_source)
+            learn_mac(r, v, c->source);
+    }
     if (!v && (c->to_all || p->ip_multicast)) {
         v = &r->vnics[0];
         *dir = MOAT_TO_VM;

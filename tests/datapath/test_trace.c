@@ -473,6 +473,55 @@ START_TEST(what_is_lost)
 }
 END_TEST
 
+/* --- through the pipe --- */
+
+/* What the pipe itself says of each packet: verdict, who decided, reason, rule. */
+START_TEST(the_pipe_tells)
+{
+    static const struct {
+        uint16_t sport, dport;
+        uint8_t flags, verdict, by, reason;
+        uint32_t rule;
+        bool tcp, back, has_session;
+        uint32_t seq;
+    } rows[] = {
+        {1000, 53, 0, MOAT_ALLOW, MOAT_BY_RULE, MOAT_R_NONE, 1, false, false, true, 0},
+        {53, 1000, 0, MOAT_ALLOW, MOAT_BY_SESSION, MOAT_R_NONE, 1, false, true, true, 0},
+        {1000, 53, 0, MOAT_ALLOW, MOAT_BY_SESSION, MOAT_R_NONE, 1, false, false, true, 0},
+        {1000, 54, 0, MOAT_DROP, MOAT_BY_RULE, MOAT_R_DEFAULT, 0, false, false, false, 0},
+        {1000, 0, 0, MOAT_DROP, MOAT_BY_CHECK, MOAT_R_L4_MALFORMED, 0, false, false, false, 0},
+        {1000, 80, MOAT_TCP_SYN, MOAT_ALLOW, MOAT_BY_RULE, MOAT_R_NONE, 1, true, false, true, 0},
+        {1000, 80, MOAT_TCP_ACK, MOAT_DROP, MOAT_BY_SESSION, MOAT_R_TCP_STATE, 1, true, false, true,
+         1u << 30},
+        {1000, 81, MOAT_TCP_SYN, MOAT_REJECT, MOAT_BY_RULE, MOAT_R_RULE, 2, true, false, false, 0},
+        {1000, 82, MOAT_TCP_SYN, MOAT_DROP, MOAT_BY_RULE, MOAT_R_RULE, 3, true, false, false, 0},
+    };
+    struct moat_trace *tr = start("", NULL, MOAT_TRACE_PASSED | MOAT_TRACE_REFUSED, 0);
+    uint8_t data[MOAT_TRACE_SNAPLEN_MAX];
+    struct moat_traced x;
+    struct frame f;
+
+    for (unsigned i = 0; i < sizeof rows / sizeof *rows; i++) {
+        unsigned from = rows[i].back, to = !rows[i].back;
+
+        if (rows[i].tcp)
+            tcp4(&f, from, to, rows[i].sport, rows[i].dport, 100 + rows[i].seq, 0, rows[i].flags);
+        else
+            udp4(&f, from, to, rows[i].sport, rows[i].dport);
+        rig_push(&r, 0, rows[i].back ? MOAT_TO_VM : MOAT_FROM_VM, f.data, f.len, NULL);
+        ck_assert_msg(moat_trace_take(tr, &x, data), "row %u: not traced", i);
+        ck_assert_msg(x.verdict == rows[i].verdict && x.by == rows[i].by &&
+                          x.reason == rows[i].reason && x.rule == rows[i].rule &&
+                          x.has_session == rows[i].has_session,
+                      "row %u: verdict %u by %u reason %s rule %u session %u", i, x.verdict, x.by,
+                      moat_reason_name(x.reason), x.rule, x.has_session);
+        ck_assert(!moat_trace_take(tr, &x, data));
+    }
+    stop(tr);
+    rig_push(&r, 0, MOAT_FROM_VM, f.data, f.len, NULL);
+}
+END_TEST
+
 /* --- what must not start --- */
 
 #define ALL (MOAT_TRACE_PASSED | MOAT_TRACE_REFUSED)
@@ -730,6 +779,7 @@ int main(void)
                                   each_gets_what_it_asked_for,
                                   bytes_of_the_frame,
                                   what_is_lost,
+                                  the_pipe_tells,
                                   requests_out_of_range,
                                   hostile_filters,
                                   filters_of_the_compiler,
