@@ -290,6 +290,68 @@ START_TEST(errors_need_a_packet_that_was_sent)
 }
 END_TEST
 
+/* The same in IPv6: unreachable, too big, time exceeded, parameter problem. */
+START_TEST(errors_of_ip6)
+{
+    struct frame sent = vm_udp6(A, B, 1000, 53), reply = vm_udp6(B, A, 53, 1000);
+    uint8_t body[4 + 48] = {0};
+
+    for (int live = 0; live < 2; live++) {
+        for (uint8_t type = 1; type <= 4; type++) {
+            memcpy(body + 4, sent.data + sent.ip_off, 48);
+            ck_assert_int_eq(in(vm_icmp6(B, rig_ip6[A], type, body, sizeof body)),
+                             live ? MOAT_R_NONE : MOAT_R_ICMP_UNRELATED);
+            memcpy(body + 4, reply.data + reply.ip_off, 48); /* A never sent this */
+            ck_assert_int_eq(in(vm_icmp6(B, rig_ip6[A], type, body, sizeof body)),
+                             MOAT_R_ICMP_QUOTE);
+        }
+        if (!live)
+            ck_assert_int_eq(out(sent), MOAT_R_NONE);
+    }
+    /* Cut short of its ports. */
+    memcpy(body + 4, sent.data + sent.ip_off, 48);
+    ck_assert_int_eq(in(vm_icmp6(B, rig_ip6[A], 1, body, 4 + 44)), MOAT_R_ICMP_QUOTE);
+}
+END_TEST
+
+/* --- protocols without ports: address pairs --- */
+
+static struct frame other(unsigned from, unsigned to, uint8_t family, uint8_t proto)
+{
+    struct frame f;
+
+    frame_eth(&f, rig_mac[to], rig_mac[from]);
+    if (family == MOAT_FAM_IP4)
+        frame_ip4(&f, rig_ip4[from], rig_ip4[to], proto);
+    else
+        frame_ip6(&f, rig_ip6[from], rig_ip6[to], proto);
+    frame_data(&f, 24);
+    frame_end(&f);
+    return f;
+}
+
+static const uint8_t protocols[] = {132 /* SCTP */, 47 /* GRE */, 50 /* ESP */, 112 /* VRRP */,
+                                    253};
+
+START_TEST(other_protocols_are_address_pairs)
+{
+    static const char ours[] =
+        "policy \"t\" version 1\ntier main { allow from vm \"a\" to vm \"b\" }\n";
+    uint8_t proto = protocols[_i];
+
+    rig_publish(&r, A, ours);
+    for (uint8_t family = 4; family <= 6; family += 2) {
+        ck_assert_int_eq(in(other(B, A, family, proto)), MOAT_R_DEFAULT);
+        ck_assert_int_eq(out(other(A, C, family, proto)), MOAT_R_DEFAULT);
+        ck_assert_int_eq(out(other(A, B, family, proto)), MOAT_R_NONE);
+        ck_assert_int_eq(in(other(B, A, family, proto)), MOAT_R_NONE);
+        ck_assert_int_eq(in(other(C, A, family, proto)), MOAT_R_DEFAULT);
+        ck_assert_int_eq(in(other(B, A, family, proto - 1)), MOAT_R_DEFAULT);
+    }
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+}
+END_TEST
+
 START_TEST(errors_about_tcp_need_a_number_in_the_window)
 {
     struct frame sent = vm_tcp(A, B, 1000, 80, 101, 501, ACK, 100),
@@ -364,6 +426,8 @@ int main(void)
     tcase_add_test(tc, the_answer_reaches_the_sender);
     tcase_add_test(tc, drop_is_silent_and_answers_are_bounded);
     tcase_add_test(tc, errors_need_a_packet_that_was_sent);
+    tcase_add_test(tc, errors_of_ip6);
+    tcase_add_loop_test(tc, other_protocols_are_address_pairs, 0, sizeof protocols);
     tcase_add_test(tc, errors_about_tcp_need_a_number_in_the_window);
     tcase_add_test(tc, errors_of_cut_sessions_are_refused);
     tcase_add_test(tc, a_query_that_got_an_error_ends_sooner);
