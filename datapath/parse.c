@@ -468,6 +468,10 @@ static bool fragment6(struct moat_pkt *p, struct walk *w)
         bad(p, MOAT_R_IP_MALFORMED);
         return false;
     }
+    if (h[0] == P_FRAGMENT) { /* nested too; a later fragment is not walked any further */
+        bad(p, MOAT_R_FRAG);
+        return false;
+    }
     frag = be16(h + 2);
     w->fragment = true;
     w->next = h[0];
