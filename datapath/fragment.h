@@ -30,7 +30,6 @@
 #include "session.h"
 
 #define MOAT_FRAGMENT_S 30            /* seconds that a datagram may take */
-#define MOAT_FRAGMENT_RANGES 16       /* disjoint pieces of one datagram */
 #define MOAT_FRAGMENT_HELD 4          /* held fragments of one datagram */
 #define MOAT_FRAGMENT_HELD_BYTES 2048 /* longer frames are not held */
 
@@ -65,26 +64,43 @@ enum moat_fragment_say {
     MOAT_FRAGMENT_REFUSE, /* *reason says why */
 };
 
-/* A fragment (p->frag != 0) has come and passed all checks of its own.  PASS sets *key and *hash to
- * the session that admitted the first one, if *has_key. */
+/* The session of a datagram, for its later fragments. */
+struct moat_fragment_session {
+    bool has_key; /* false: it needs none (multicast) */
+    struct moat_key key;
+    uint64_t hash;
+    uint32_t seq;    /* TCP: sequence number at the start of the fragmentable part, were it data */
+    bool fin;        /* TCP: the segment ends with a FIN */
+    uint32_t ticket; /* JUDGE sets it, moat_fragment_judged() asks for it */
+};
+
+/* A fragment (p->frag != 0) has come and passed all checks of its own.  JUDGE sets
+ * session->ticket, PASS all of *session; HOLD and REFUSE set *reason. */
 enum moat_fragment_say moat_fragment_in(struct moat_fragments *, const struct moat_fragment_ctx *,
-                                        const struct moat_pkt *p, struct moat_key *key,
-                                        uint64_t *hash, bool *has_key, enum moat_reason *reason);
+                                        const struct moat_pkt *p,
+                                        struct moat_fragment_session *session,
+                                        enum moat_reason *reason);
 
-/* One held fragment that may go now.  Bytes are valid during the call. */
-typedef void moat_fragment_release_fn(void *aux, const uint8_t *frame, uint32_t len);
+/* One held fragment that may go now.  Its bytes are valid during the call; `end` is where they end
+ * in the fragmentable part, `last`: that is the end of all. */
+typedef void moat_fragment_release_fn(void *aux, const uint8_t *frame, uint32_t len, uint32_t end,
+                                      bool last);
 
-/* The first fragment was judged.  key NULL: it needs no session (multicast).  Held ones are
- * released if `passed`, else dropped; returns how many of them. */
+/* The first fragment was judged: it passed or not.  The held ones are released or dropped; returns
+ * how many were released.  Nothing happens if the datagram has gone or was condemned
+ * meanwhile: the ticket ties the verdict to the datagram that asked for it. */
 unsigned moat_fragment_judged(struct moat_fragments *, const struct moat_fragment_ctx *,
-                              const struct moat_pkt *p, bool passed, const struct moat_key *key,
-                              uint64_t hash, moat_fragment_release_fn *, void *aux);
+                              const struct moat_pkt *p, const struct moat_fragment_session *session,
+                              bool passed, moat_fragment_release_fn *, void *aux);
 
 /* Housekeeping, control thread: forgets a slice of the datagrams that took too long; held fragments
- * of those are dropped.  Returns how many held ones were. */
+ * are dropped with them.  Returns how many of those. */
 unsigned moat_fragments_age(struct moat_fragments *, uint32_t now_s);
 
 /* How many datagrams of a slot are under way; all slots if slot is UINT32_MAX. */
 uint32_t moat_fragments_used(const struct moat_fragments *, uint32_t slot);
+
+/* How many held fragments there are, over all slots. */
+uint32_t moat_fragments_held(const struct moat_fragments *);
 
 #endif /* datapath/fragment.h */

@@ -379,62 +379,94 @@ void moat_open_error(struct burst *b, unsigned i)
 
 /* --- fragments --- */
 
-static void release(void *b_, const uint8_t *frame, uint32_t len)
+struct release {
+    struct burst *burst;
+    struct moat_session *session; /* NULL: multicast */
+    const struct moat_fragment_session *f;
+};
+
+/* More of a TCP segment than its first fragment had, up to `end` in the fragmentable part. */
+static void extend(struct burst *b, struct moat_session *s, const struct moat_fragment_session *f,
+                   uint32_t end, bool last)
 {
-    struct burst *b = b_;
+    if (s && s->key.proto == 6)
+        moat_tcp_extend(s->side, b->dir, f->seq + end, f->fin && last);
+}
+
+static void release(void *r_, const uint8_t *frame, uint32_t len, uint32_t end, bool last)
+{
+    struct release *r = r_;
+    struct burst *b = r->burst;
     bool out = b->dir == MOAT_FROM_VM;
 
     if (!b->engine->conf.inject)
         return;
+    extend(b, r->session, r->f, end, last);
     b->engine->conf.inject(b->port, b->dir, frame, len);
     moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
     moat_count(b->counters, out ? MOAT_C_FROM_VM_PKTS : MOAT_C_TO_VM_PKTS, 1);
     moat_count(b->counters, out ? MOAT_C_FROM_VM_BYTES : MOAT_C_TO_VM_BYTES, len);
 }
 
+static struct moat_session *session_of(struct burst *b, const struct moat_fragment_session *f,
+                                       const struct moat_pkt *p)
+{
+    uint32_t index = moat_session_lookup(b->engine->sessions, &f->key, f->hash, p, b->dir);
+
+    return index != MOAT_NO_SESSION ? moat_session_at(b->engine->sessions, index) : NULL;
+}
+
 /* The first fragment is judged as any packet; the datagram shares its fate. */
-static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_ctx *ctx)
+static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_ctx *ctx,
+                        uint32_t ticket)
 {
     struct moat_pkt *p = &b->pkts[i];
+    struct moat_fragment_session f = {.has_key = moat_pipe_makes_sessions(p), .ticket = ticket};
+    struct release r = {.burst = b, .f = &f};
     unsigned k = b->n; /* fragments have no key yet: there is room for one */
-    bool keyed = moat_pipe_makes_sessions(p);
     bool passed;
 
-    if (keyed) {
+    if (f.has_key) {
+        /* A FIN is behind all data: it comes with the last fragment. */
+        f.fin = p->kind == MOAT_PKT_TCP && p->tcp.flags & MOAT_TCP_FIN;
+        p->tcp.flags &= (uint8_t)~MOAT_TCP_FIN;
         b->which[k] = (uint8_t)i;
         b->keyed[k] = p;
         b->hashes[k] = moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
         moat_open(b, k);
+        f.key = b->keys[k];
+        f.hash = b->hashes[k];
+        /* Its last octet's number is that of the payload's end. */
+        f.seq = p->tcp.seq + p->tcp.len - p->frag_len;
     } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
         moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
     } else {
         moat_open_stateless(b, i);
     }
     passed = b->passed >> i & 1;
-    if (passed)
+    if (passed) {
         moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
-    moat_fragment_judged(b->engine->fragments, ctx, p, passed, keyed ? &b->keys[k] : NULL,
-                         keyed ? b->hashes[k] : 0, release, b);
+        r.session = f.has_key ? session_of(b, &f, p) : NULL;
+    }
+    moat_fragment_judged(b->engine->fragments, ctx, p, &f, passed, release, &r);
 }
 
 /* A later fragment of an admitted datagram: its session must live. */
-static void pass_later(struct burst *b, unsigned i, const struct moat_key *key, uint64_t hash,
-                       bool has_key)
+static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_session *f)
 {
     struct moat_pkt *p = &b->pkts[i];
 
     p->by = MOAT_BY_FRAGMENT;
     p->rule = 0;
-    if (has_key) {
-        uint32_t index = moat_session_lookup(b->engine->sessions, key, hash, p, b->dir);
-        struct moat_session *s =
-            index != MOAT_NO_SESSION ? moat_session_at(b->engine->sessions, index) : NULL;
+    if (f->has_key) {
+        struct moat_session *s = session_of(b, f, p);
 
         if (!s || LOAD(&s->flags) & MOAT_SES_F_CUT) {
             moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
             return;
         }
         p->rule = LOAD(&s->rule);
+        extend(b, s, f, p->frag_at + p->frag_len, !p->frag_more);
         moat_pipe_account(b, s, p, b->dir);
     }
     moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
@@ -451,9 +483,7 @@ void moat_open_fragment(struct burst *b, unsigned i)
                                     .now_s = b->thread->now_s,
                                     .dir = b->dir};
     enum moat_reason reason = MOAT_R_FRAG;
-    struct moat_key key;
-    uint64_t hash = 0;
-    bool has_key = false;
+    struct moat_fragment_session session;
 
     if (b->view->state == MOAT_SLOT_ENROLLING && p->frag == 2) {
         p->by = MOAT_BY_ENROLLING;
@@ -461,12 +491,12 @@ void moat_open_fragment(struct burst *b, unsigned i)
         moat_pipe_pass(b, i);
         return;
     }
-    switch (moat_fragment_in(b->engine->fragments, &ctx, p, &key, &hash, &has_key, &reason)) {
+    switch (moat_fragment_in(b->engine->fragments, &ctx, p, &session, &reason)) {
     case MOAT_FRAGMENT_JUDGE:
-        judge_first(b, i, &ctx);
+        judge_first(b, i, &ctx, session.ticket);
         break;
     case MOAT_FRAGMENT_PASS:
-        pass_later(b, i, &key, hash, has_key);
+        pass_later(b, i, &session);
         break;
     case MOAT_FRAGMENT_HOLD:
         p->reason = MOAT_R_FRAG;

@@ -123,8 +123,7 @@ static inline void parse_udp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
 
     /* A length of 0 is what segmentation offload leaves of a datagram beyond 64 KiB: not
      * accepted. */
-    if (l4_len < 8 || off + 8 > p->len || be16(u + 4) < 8 || be16(u + 4) > l4_len ||
-        !be16(u + 2)) {
+    if (l4_len < 8 || off + 8 > p->len || be16(u + 4) < 8 || be16(u + 4) > l4_len || !be16(u + 2)) {
         bad(p, MOAT_R_L4_MALFORMED);
         return;
     }
@@ -204,32 +203,80 @@ static inline void parse_l4(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
         p->kind = MOAT_PKT_IP_OTHER;
 }
 
+/* --- fragments --- */
+
+/* Does layer 4's header end in a later fragment? */
+static bool header_is_cut(const struct moat_pkt *p, uint32_t off, uint32_t l4_len)
+{
+    switch (p->proto) {
+    case P_TCP:
+        return l4_len < 20 ||
+               (off + 13 <= p->len && (uint32_t)(p->data[off + 12] >> 4) * 4 > l4_len);
+    case P_UDP:
+        return l4_len < 8;
+    case P_ICMP:
+    case P_ICMP6:
+        return l4_len < 8;
+    default:
+        return !l4_len;
+    }
+}
+
+/* The UDP length speaks of the whole datagram. */
+static void parse_first_udp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
+{
+    const uint8_t *u = p->data + off;
+
+    if (off + 8 > p->len || be16(u + 4) < l4_len || !be16(u + 2)) {
+        bad(p, MOAT_R_L4_MALFORMED);
+        return;
+    }
+    p->l4_off = (uint16_t)off;
+    p->kind = MOAT_PKT_UDP;
+    p->sport = be16(u);
+    p->dport = be16(u + 2);
+}
+
 /* A first fragment has all headers or is refused (RFC 1858, RFC 7112). */
 static void parse_first_fragment(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
 {
     p->frag = 1;
-    /* The UDP length speaks of the whole datagram. */
-    if (p->proto == P_UDP) {
-        if (l4_len < 8 || off + 8 > p->len || !be16(p->data + off + 2)) {
-            bad(p, MOAT_R_FRAG_TINY);
-            return;
-        }
-        p->l4_off = (uint16_t)off;
-        p->kind = MOAT_PKT_UDP;
-        p->sport = be16(p->data + off);
-        p->dport = be16(p->data + off + 2);
-        return;
-    }
-    parse_l4(p, off, l4_len);
-    if (p->reason == MOAT_R_L4_MALFORMED)
-        p->reason = MOAT_R_FRAG_TINY;
+    if (header_is_cut(p, off, l4_len))
+        bad(p, MOAT_R_FRAG_TINY);
+    else if (p->proto == P_UDP)
+        parse_first_udp(p, off, l4_len);
+    else
+        parse_l4(p, off, l4_len);
 }
 
-static void later_fragment(struct moat_pkt *p, uint32_t off)
+/* Nothing but its place is looked at.  A TCP header that goes on here was split, or is to be
+ * overwritten (RFC 3128). */
+static void parse_later_fragment(struct moat_pkt *p, uint32_t off)
 {
     p->frag = 2;
     p->l4_off = (uint16_t)off;
-    p->kind = MOAT_PKT_IP_OTHER;
+    if (p->proto == P_TCP && p->frag_at < 20)
+        bad(p, MOAT_R_FRAG_TINY);
+    else
+        p->kind = MOAT_PKT_IP_OTHER;
+}
+
+/* A fragment's place in its datagram; false if it cannot have this one. */
+static bool place_fragment(struct moat_pkt *p, uint32_t head, uint32_t at, uint32_t len, bool more)
+{
+    if (head + at + len > 65535) {
+        bad(p, MOAT_R_FRAG_SIZE);
+        return false;
+    }
+    if ((at && !len) || (more && len % 8)) {
+        bad(p, MOAT_R_IP_MALFORMED);
+        return false;
+    }
+    p->frag_more = more;
+    p->frag_at = (uint16_t)at;
+    p->frag_len = (uint16_t)len;
+    p->frag_head = (uint16_t)head;
+    return true;
 }
 
 /* --- IPv4 --- */
@@ -255,12 +302,11 @@ static NOINLINE void parse_ip4_fragment(struct moat_pkt *p, uint32_t off, uint32
 {
     uint32_t at = (uint32_t)(frag & 0x1fff) * 8;
 
-    if (at + l4_len > 65515 || ((frag & 0x2000) && l4_len % 8))
-        bad(p, MOAT_R_IP_MALFORMED);
-    else if (at == 8 && p->proto == P_TCP)
-        bad(p, MOAT_R_FRAG_TINY); /* RFC 3128 */
-    else if (at)
-        later_fragment(p, off);
+    p->frag_id = be16(p->data + p->l3_off + 4);
+    if (!place_fragment(p, off - p->l3_off, at, l4_len, frag & 0x2000))
+        return;
+    if (at)
+        parse_later_fragment(p, off);
     else
         parse_first_fragment(p, off, l4_len);
 }
@@ -303,6 +349,7 @@ static inline void parse_ip4(struct moat_pkt *p, uint32_t off)
 struct walk {
     uint32_t off, left; /* next header; bytes of the packet from there */
     uint8_t next;
+    bool fragment; /* there was a fragment header, atomic or not */
 };
 
 /* One extension header with a length in units of 8 (AH: of 4) bytes. */
@@ -330,32 +377,40 @@ static bool skip_extension(struct moat_pkt *p, struct walk *w)
     return true;
 }
 
-/* True if the walk goes on behind an atomic fragment header (RFC 6946). */
+/* True if the walk goes on: in a first fragment, or behind an atomic one's header, which changes
+ * nothing (RFC 6946). */
 static bool fragment6(struct moat_pkt *p, struct walk *w)
 {
     const uint8_t *h = p->data + w->off;
-    uint16_t frag;
+    uint32_t at, head;
+    bool more;
 
     if (w->left < 8 || w->off + 8 > p->len) {
         bad(p, MOAT_R_IP_MALFORMED);
         return false;
     }
-    frag = be16(h + 2);
+    at = be16(h + 2) & 0xfff8;
+    more = h[3] & 1;
+    head = w->off - p->l3_off - 40;
+    w->fragment = true;
     w->next = h[0];
     w->off += 8;
     w->left -= 8;
-    if (((frag & 1) && w->left % 8) || (frag & 0xfff8) + w->left > 65535) {
-        bad(p, MOAT_R_IP_MALFORMED);
+    if (!at && !more)
+        return true;
+    p->frag_id = be32(h + 4);
+    if (!place_fragment(p, head, at, w->left, more))
         return false;
-    }
-    if (frag >> 3) {
-        p->proto = w->next;
-        later_fragment(p, w->off);
-        return false;
-    }
-    if (frag & 1)
+    if (!at) {
         p->frag = 1;
-    return true;
+        return true;
+    }
+    p->proto = w->next;
+    if (w->next == P_FRAGMENT) /* nested */
+        bad(p, MOAT_R_FRAG);
+    else
+        parse_later_fragment(p, w->off);
+    return false;
 }
 
 static void end_of_headers(struct moat_pkt *p, const struct walk *w)
@@ -388,7 +443,7 @@ static NOINLINE void parse_extensions(struct moat_pkt *p, struct walk *w)
             }
             break;
         case P_FRAGMENT:
-            if (p->frag) { /* nested */
+            if (w->fragment) { /* nested */
                 bad(p, MOAT_R_FRAG);
                 return;
             }
@@ -415,6 +470,7 @@ static NOINLINE void parse_ip6(struct moat_pkt *p, uint32_t off)
     w.left = be16(ip + 4);
     w.off = off + 40;
     w.next = ip[6];
+    w.fragment = false;
     if (w.off + w.left > p->total || ip[8] == 0xff || (!w.left && w.next == P_HOPOPTS)) {
         bad(p, MOAT_R_IP_MALFORMED);
         return;
@@ -489,13 +545,14 @@ void moat_parse(struct moat_pkt *p)
     }
     if (p->data[0] & 1)
         p->cast = be32(p->data) == UINT32_MAX && be16(p->data + 4) == UINT16_MAX ? MOAT_BROADCAST
-                                                                                : MOAT_MULTICAST;
+                                                                                 : MOAT_MULTICAST;
     type = be16(p->data + 12);
     if (__builtin_expect(type == TYPE_VLAN || type == TYPE_QINQ, 0)) {
         type = skip_tags(p, &off, type);
         if (p->reason)
             return;
     }
+    p->ethertype = type;
     parse_l3(p, off, type);
 }
 

@@ -66,12 +66,14 @@ struct moat_pkt {
     uint16_t n_tags;
     uint16_t l3_off, l4_off;
     uint16_t sport, dport; /* TCP, UDP, host byte order; else 0 */
-    uint16_t ethertype;    /* behind the tags */
+    uint16_t ethertype;    /* behind the tags; of refused frames too, 0 if it was not reached */
     uint8_t frag;          /* 0: whole; 1: first fragment; 2: later fragment */
     uint8_t frag_more;     /* fragments: more follow (MF) */
     uint32_t frag_id;      /* fragments: of the datagram */
-    uint32_t frag_at;      /* fragments: where this one's bytes belong in the fragmentable part */
-    uint32_t frag_len;     /* fragments: how many they are; with frag_at at most 65535 */
+    uint16_t frag_at;      /* fragments: where this one's bytes belong in the fragmentable part */
+    uint16_t frag_len;     /* fragments: how many they are; not 0 */
+    uint16_t frag_head;    /* fragments: IPv4 header, or IPv6 extension headers before that part;
+                              the sum of the three is at most 65535 */
     const uint8_t *src, *dst; /* L3 addresses in data: 4 or 16 bytes; ARP: spa, tpa */
     struct moat_tcp_seg tcp;
 
@@ -92,6 +94,10 @@ struct moat_pkt {
  *   64 KiB (TSO) is not special: guests with TSO send a length that fits.
  * - TCP flags that no stack sends (SYN+FIN, SYN+RST, FIN without ACK, none):
  *   MOAT_R_TCP_FLAGS.  TCP port 0 and UDP port 0 as destination: MOAT_R_L4_MALFORMED.
+ * - Fragments: a first one has all headers (RFC 1858, RFC 7112), none is empty or splits a TCP
+ *   header (RFC 3128): MOAT_R_FRAG_TINY; none makes a packet beyond 65535 bytes:
+ *   MOAT_R_FRAG_SIZE; no fragments of fragments: MOAT_R_FRAG.  An atomic fragment is a whole
+ *   packet (RFC 6946).  How fragments fit together: fragment.h.
  * Checksums are not checked: guests leave them to the host (partial checksums). */
 void moat_parse(struct moat_pkt *);
 

@@ -435,6 +435,20 @@ bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_
     return !before(lo, seq) && !before(seq, LOAD(src->seq_lo) - slack);
 }
 
+void moat_tcp_extend(struct moat_ses_side side[2], unsigned dir, uint32_t end, bool fin)
+{
+    struct moat_ses_side *src = &side[dir];
+    bool beyond = before(LOAD(src->seq_hi), end + fin);
+
+    if (beyond)
+        end = LOAD(src->seq_hi) - fin;
+    if (LOAD(src->state) != MOAT_TCPS_ESTABLISHED || !before(LOAD(src->seq_lo), end + fin))
+        return;
+    STORE(src->seq_lo, end + fin);
+    if (fin && !beyond)
+        rise(src, MOAT_TCPS_CLOSING);
+}
+
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2])
 {
     uint8_t a = LOAD(side[0].state), b = LOAD(side[1].state);

@@ -84,6 +84,11 @@ bool moat_tcp_half_open(const struct moat_ses_side side[2]);
  * be believed (RFC 5927, section 4.1). */
 bool moat_tcp_was_sent(const struct moat_ses_side side[2], unsigned dir, uint32_t seq);
 
+/* More of a segment whose first fragment was tracked (without its FIN) has come: its data end at
+ * `end`, a FIN is behind them.  Believed as far as its peer lets it send: the peer will not
+ * take what lies beyond. */
+void moat_tcp_extend(struct moat_ses_side side[2], unsigned dir, uint32_t end, bool fin);
+
 enum moat_timer moat_tcp_timer(const struct moat_ses_side side[2]);
 
 /* True if an imported record's states and windows are possible. */

@@ -117,6 +117,8 @@ int tracer_open(struct tracer *t, const struct cli *cli, uint32_t snaplen)
         tracer_close(t);
         return CLI_FAILED;
     }
+    /* Who drives us must know when packets count; as tcpdump does. */
+    fprintf(stderr, "moatctl: listening on %zu slots\n", t->n_slots);
     return CLI_OK;
 }
 

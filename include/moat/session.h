@@ -47,6 +47,8 @@
 #define MOAT_SES_F_LOOSE 0x02     /* picked up mid-stream: windows are learnt */
 #define MOAT_SES_F_IMPORTED 0x04  /* came with a migration: lenient until one packet each way */
 #define MOAT_SES_F_FAIL_OPEN 0x08 /* admitted by a fail mode, not by a rule */
+#define MOAT_SES_F_STALE 0x80     /* records only: admitted by an older ruleset than its slot has;
+                                   * to be judged again, even if the policy is the same there */
 
 struct moat_ses_side {
     uint32_t seq_lo; /* highest sequence number sent, plus one */

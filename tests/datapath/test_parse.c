@@ -101,7 +101,7 @@ static const struct row rows[] = {
     {"4i", OK(ICMP_QUERY, 1), .frag = 1, .icmp_type = 8, .icmp_base = 8, PATCH({IP, 6, 0x20}),
      .name = "first, echo"},
     {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 7, 10}), .name = "last"},
-    {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 6, 0x20}, {IP, 7, 2}), .name = "middle"},
+    {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 6, 0x20}, {IP, 7, 3}), .name = "middle"},
     {"4u", OK(IP_OTHER, 17), .frag = 2, PATCH({IP, 7, 1}), .name = "UDP at 8"},
     {"4t", NO(FRAG_TINY), PATCH({IP, 7, 1}), .name = "TCP at 8"},
     {"4t", NO(FRAG_TINY), PATCH({IP, 3, 36}, {IP, 6, 0x20}), .name = "TCP of 16 bytes"},
@@ -109,7 +109,7 @@ static const struct row rows[] = {
     {"4u", NO(FRAG_TINY), PATCH({IP, 3, 20}, {IP, 6, 0x20}), .name = "UDP of 0 bytes"},
     {"4i", NO(FRAG_TINY), PATCH({IP, 3, 20}, {IP, 6, 0x20}), .name = "ICMP of 0 bytes"},
     {"4t", NO(IP_MALFORMED), PATCH({IP, 3, 67}, {IP, 6, 0x20}), .name = "odd length, not the last"},
-    {"4u", NO(IP_MALFORMED), PATCH({IP, 6, 0x1f}, {IP, 7, 0xff}), .name = "beyond 64 KiB"},
+    {"4u", NO(FRAG_SIZE), PATCH({IP, 6, 0x1f}, {IP, 7, 0xff}), .name = "beyond 64 KiB"},
 
     /* IPv6 header and extension headers. */
     {"6tp", OK(TCP, 6), .name = "IPv6 padding"},
@@ -155,7 +155,7 @@ static const struct row rows[] = {
     {"6FFt", NO(FRAG), .name = "nested"},
     {"6FLt", NO(FRAG), .name = "nested, later"},
     {"6Ft", NO(IP_MALFORMED), PATCH({IP, 5, 55}), .name = "IPv6 odd length, not the last"},
-    {"6Lt", NO(IP_MALFORMED), PATCH({EXT, 2, 0xff}, {EXT, 3, 0xf8}), .name = "IPv6 beyond 64 KiB"},
+    {"6Lt", NO(FRAG_SIZE), PATCH({EXT, 2, 0xff}, {EXT, 3, 0xf8}), .name = "IPv6 beyond 64 KiB"},
     {"6Ft", NO(IP_MALFORMED), PATCH({IP, 5, 7}), .name = "fragment header cut"},
 
     /* TCP. */
@@ -185,7 +185,7 @@ static const struct row rows[] = {
     {"4u", OK(UDP, 17), PATCH({L4, 5, 8}), .name = "UDP shorter than the packet"},
     {"4u", OK(UDP, 17), PATCH({L4, 0, 0}, {L4, 1, 0}), .name = "UDP from port 0"},
     {"4u", NO(L4_MALFORMED), PATCH({L4, 3, 0}), .name = "UDP to port 0"},
-    {"4u", NO(FRAG_TINY), PATCH({IP, 6, 0x20}, {L4, 3, 0}), .name = "UDP to port 0, fragment"},
+    {"4u", NO(L4_MALFORMED), PATCH({IP, 6, 0x20}, {L4, 3, 0}), .name = "UDP to port 0, fragment"},
     {"4u", NO(L4_MALFORMED), PATCH({L4, 5, 7}), .name = "UDP length 7"},
     {"6u", NO(L4_MALFORMED), PATCH({L4, 5, 0}), .name = "UDP length 0"},
     {"6u", NO(L4_MALFORMED), PATCH({L4, 5, 33}), .name = "UDP beyond the packet"},

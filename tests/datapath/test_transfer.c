@@ -241,6 +241,38 @@ START_TEST(another_policy_judges_again)
 }
 END_TEST
 
+/* The policy changed at the source, and a session has not met it yet: the same policy at the
+ * destination must judge it, though it is "the same". */
+START_TEST(what_was_not_judged_again_yet_is_judged_there)
+{
+    static const char stricter[] = "policy \"t\" version 1\nservice s = udp 53\n"
+                                   "tier main { allow from vm \"a\" to vm \"b\" service s }\n"
+                                   "default drop\n";
+    struct moat_ctl_import_reply reply;
+    struct rig a, b;
+    uint8_t *frames;
+    size_t len;
+
+    rig_start(&a, NULL, policy);
+    rig_start(&b, NULL, stricter);
+    open_flows(&a);
+    rig_publish(&a, 1, stricter);
+    ck_assert(push(&a, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1000))); /* this one met it */
+    dump(&a, 0, &frames, &len);
+    set_state(&b, MOAT_SLOT_ARRIVING);
+    ck_assert_int_eq(import(&b, N_FLOWS, frames, len, true, &reply), 0);
+    set_state(&b, MOAT_SLOT_ACTIVE);
+    ck_assert(push(&b, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1000)));
+    ck_assert_uint_eq(rig_counter(&b, 1, MOAT_C_SESSIONS_REJUDGED), 0);
+    ck_assert(push(&b, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1003)));
+    ck_assert(!push(&b, 1, MOAT_FROM_VM, tcp(1, 0, 80, 1001, 501, 101, MOAT_TCP_ACK, 10)));
+    ck_assert_uint_eq(rig_counter(&b, 1, MOAT_C_SESSIONS_REJUDGED), 2);
+    free(frames);
+    rig_destroy(&a);
+    rig_destroy(&b);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("transfer");
@@ -253,6 +285,7 @@ int main(void)
     tcase_add_test(tc, rounds_send_what_has_changed_and_the_later_record_wins);
     tcase_add_test(tc, damaged_records_are_refused);
     tcase_add_test(tc, another_policy_judges_again);
+    tcase_add_test(tc, what_was_not_judged_again_yet_is_judged_there);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);

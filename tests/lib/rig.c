@@ -100,12 +100,12 @@ static struct moat_inventory *make_inventory(void)
     return inv;
 }
 
-void rig_create(struct rig *r, const char *mapping)
+void rig_create_sized(struct rig *r, const char *mapping, uint32_t n_sessions)
 {
     static const uint64_t seed[4] = {11, 22, 33, 44};
     struct moat_engine_conf conf = {.mapping = mapping,
                                     .n_slots = RIG_SLOTS + 1,
-                                    .n_sessions = 4096,
+                                    .n_sessions = n_sessions,
                                     .now_ms = now_ms,
                                     .seed = seed,
                                     .inject = inject};
@@ -125,6 +125,11 @@ void rig_create(struct rig *r, const char *mapping)
         moat_port_connected(r->port[i], true);
         moat_port_started(r->port[i]);
     }
+}
+
+void rig_create(struct rig *r, const char *mapping)
+{
+    rig_create_sized(r, mapping, 4096);
 }
 
 void rig_destroy(struct rig *r)

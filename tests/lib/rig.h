@@ -37,6 +37,7 @@ extern const uint8_t rig_ip6[RIG_SLOTS][16];
 
 /* mapping NULL: private memory.  Ports are registered and running, no slot is claimed. */
 void rig_create(struct rig *, const char *mapping);
+void rig_create_sized(struct rig *, const char *mapping, uint32_t n_sessions);
 void rig_destroy(struct rig *);
 
 /* The slot's configuration as the agent would send it. */
