@@ -22,7 +22,8 @@ _moatctl_words() {
             done
             where_+=("$word=$value")
             ;;
-        --format | --timeout | --vm | --vnic | --proto | --peer | --port | --state | --limit | --severity | \
+        --write | -w | --snaplen | --mac | --address | --name | --label | --inventory | --pickup | \
+            --format | --timeout | --vm | --vnic | --proto | --peer | --port | --state | --limit | --severity | \
             --wait | --if-generation)
             [[ ${COMP_WORDS[i + 1]-} != "=" ]] || ((i++))
             ((i++))
@@ -44,7 +45,7 @@ _moatctl_vnics() { _moatctl_ask '.[].vnics[]' vm list; }
 _moatctl_networks() { _moatctl_ask '.[].name' network list; }
 _moatctl_hosts() { _moatctl_ask '.[].name' host list; }
 
-_moatctl_commands='status host network vm slot session rule event policy migration help'
+_moatctl_commands='status host network vm slot session rule event policy migration trace capture replay help'
 declare -gA _moatctl_verbs=(
     [host]='list set'
     [network]='list add del'
@@ -65,6 +66,9 @@ declare -gA _moatctl_options=(
     [rule]='--vm= --vnic='
     [event]='--follow --limit= --vm= --vnic= --severity= --local'
     [migration]='--vm= --limit='
+    [trace]='--vm= --vnic= --refused --passed --limit= --explain'
+    [capture]='--vm= --vnic= --refused --passed --limit= --write= --force --snaplen='
+    [replay]='--mac= --address= --name= --label= --inventory= --pickup= --refused --passed --explain --summary'
     ['vm quarantine']='--wait='
     ['vm release']='--wait='
     ['policy apply']='--dry-run --wait= --if-generation='
@@ -110,11 +114,13 @@ _moatctl() {
         option=${COMP_WORDS[COMP_CWORD - 2]}
     elif [[ $prev == --* ]]; then
         option=$prev
+    elif [[ $prev == -w ]]; then
+        option=--write
     fi
     _moatctl_words
 
     case $option in
-    --ctl | --private-key | --certificate | --ca-cert)
+    --ctl | --private-key | --certificate | --ca-cert | --write | --inventory)
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         compopt -o filenames
         return
@@ -130,12 +136,16 @@ _moatctl() {
     elif [[ -z $offered ]]; then
         if [[ ${#words_[@]} == 0 ]]; then
             offered=$_moatctl_commands
-        elif [[ ${#words_[@]} == 1 ]]; then
+        elif [[ ${#words_[@]} == 1 && ${words_[0]} != replay ]]; then
             offered=${_moatctl_verbs[${words_[0]}]-}
         elif [[ ${words_[*]} == 'vm vnic' ]]; then
             offered=${_moatctl_verbs['vm vnic']}
         elif [[ ${words_[0]} == help && ${#words_[@]} == 2 ]]; then
             offered=${_moatctl_verbs[${words_[1]}]-}
+        elif [[ ${words_[0]} == replay ]]; then
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            compopt -o filenames
+            return
         elif [[ ${words_[0]} == policy && ${words_[1]} =~ ^(check|apply|fmt)$ ]]; then
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             compopt -o filenames

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "openvswitch/dynamic-string.h"
 #include "timeval.h"
@@ -232,17 +233,19 @@ static int drain(struct tracer *t, struct tracer_stream *s, tracer_packet_fn *pa
 
 int tracer_run(struct tracer *t, tracer_packet_fn *packet, void (*idle)(void *aux), void *aux)
 {
-    struct pollfd *p = xcalloc(t->n_streams, sizeof *p);
+    struct pollfd *p = xcalloc(t->n_streams + 1, sizeof *p);
     sigset_t waiting;
     int rc = 1;
 
     for (size_t i = 0; i < t->n_streams; i++)
         p[i] = (struct pollfd){.fd = moat_ctl_fd(t->streams[i].c), .events = POLLIN};
+    /* Of standard output only that its reader went away, as in "| head". */
+    p[t->n_streams] = (struct pollfd){.fd = STDOUT_FILENO};
     catch_signals(&waiting);
     while (rc > 0) {
-        int n = ppoll(p, t->n_streams, NULL, &waiting);
+        int n = ppoll(p, t->n_streams + 1, NULL, &waiting);
 
-        if (stopped || (n < 0 && errno != EINTR))
+        if (stopped || (n < 0 && errno != EINTR) || (n > 0 && p[t->n_streams].revents & POLLERR))
             break;
         for (size_t i = 0; i < t->n_streams && n > 0 && rc > 0; i++)
             if (p[i].revents)

@@ -262,7 +262,7 @@ static void send_reply(int fd, uint16_t type, uint32_t xid, int32_t status)
     head.len = (uint32_t)len;
     memcpy(packet, &head, sizeof head);
     memcpy(packet + sizeof head, body, len);
-    if (send(fd, packet, sizeof head + len, MSG_NOSIGNAL) < 0)
+    if (send(fd, packet, sizeof head + len, MSG_NOSIGNAL) < 0 && errno != EPIPE)
         perror("canned_engine: send");
 }
 
