@@ -163,7 +163,7 @@ RARE void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
     STORE(src->max_win, syn_window(win, s->wscale, peers));
     STORE(src->wscale, s->wscale | (was & OPENED));
     STORE(dst->max_win, syn_window((uint16_t)peers_win, peers, s->wscale));
-    STORE(dst->seq_hi, sent + max32(s->win, 1));
+    STORE(dst->seq_hi, sent + max32(win, 1));
 }
 
 /* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
@@ -363,6 +363,19 @@ STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_sid
     *dst_win = (uint32_t)LOAD(dst->max_win) << scale_of(dst_scale, src_scale);
 }
 
+/* A SYN|ACK again may offer more. */
+static void widen(struct moat_ses_side *src, struct moat_ses_side *dst,
+                  const struct moat_tcp_seg *s)
+{
+    uint16_t win = syn_window(s->win, LOAD(src->wscale), LOAD(dst->wscale));
+    uint32_t hi = s->ack + max32(s->win, 1);
+
+    if (LOAD(src->max_win) < win)
+        STORE(src->max_win, win);
+    if (before(LOAD(dst->seq_hi), hi))
+        STORE(dst->seq_hi, hi);
+}
+
 /* A SYN|ACK of an end that has sent a SYN: again, the second half of a simultaneous open,
  * or with another number of an end that has forgotten the first one (SYN cookies): the
  * last one counts as long as none was acknowledged. */
@@ -372,32 +385,33 @@ RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_s
     uint8_t mine = LOAD(src->state), peers = LOAD(dst->state);
     uint32_t src_win, dst_win;
     struct seg g;
-    bool again;
+    bool in_window;
 
     if (peers == MOAT_TCPS_NONE)
         return MOAT_R_TCP_STATE;
     measure(src, dst, s, &g, &src_win, &dst_win);
-    if (!fits(src, dst, &g, src_win, dst_win, lenient)) {
-        if (mine != MOAT_TCPS_SYN_SENT || peers != MOAT_TCPS_ESTABLISHED ||
-            g.ack != LOAD(dst->seq_lo)) {
-            if (from_vm && far_apart(LOAD(src->seq_lo), s->seq))
-                knows_nothing(src, dst); /* and it is not a late one */
-            return MOAT_R_TCP_WINDOW;
-        }
+    in_window = fits(src, dst, &g, src_win, dst_win, lenient);
+    if (mine == MOAT_TCPS_SYN_SENT && peers == MOAT_TCPS_ESTABLISHED &&
+        s->ack == LOAD(dst->seq_lo) && (!in_window || before(LOAD(src->seq_lo), g.end))) {
         learn_answer(src, dst, s, s->ack);
         return MOAT_R_NONE;
     }
-    again =
-        mine == MOAT_TCPS_SYN_SENT || (mine == MOAT_TCPS_ESTABLISHED && g.end == LOAD(src->seq_lo));
+    if (!in_window) {
+        if (from_vm && far_apart(LOAD(src->seq_lo), s->seq))
+            knows_nothing(src, dst); /* and it is not a late one */
+        return MOAT_R_TCP_WINDOW;
+    }
+    if (mine == MOAT_TCPS_SYN_SENT ||
+        (mine == MOAT_TCPS_ESTABLISHED && g.end == LOAD(src->seq_lo))) {
+        widen(src, dst, s);
+        if (peers == MOAT_TCPS_SYN_SENT)
+            rise(dst, MOAT_TCPS_ESTABLISHED);
+        return MOAT_R_NONE;
+    }
     /* The end that called has one to send only in a simultaneous open. */
-    if (!again && LOAD(src->wscale) & OPENED)
+    if (LOAD(src->wscale) & OPENED)
         return MOAT_R_TCP_STATE;
-    if (!again)
-        return before(LOAD(src->seq_hi), LOAD(src->seq_lo)) ? MOAT_R_TCP_WINDOW
-                                                            : MOAT_TCP_UNBELIEVED;
-    if (peers == MOAT_TCPS_SYN_SENT)
-        rise(dst, MOAT_TCPS_ESTABLISHED);
-    return MOAT_R_NONE;
+    return before(LOAD(src->seq_hi), LOAD(src->seq_lo)) ? MOAT_R_TCP_WINDOW : MOAT_TCP_UNBELIEVED;
 }
 
 /* A segment with a FIN or behind one, or after a reset.  There is nothing new behind a FIN,

@@ -83,7 +83,7 @@ static const char rules[] = "table inet moat {\n"
                             "    udp dport 9 accept\n"
                             "    ct state invalid drop\n"
                             "    ct state established,related accept\n"
-                                                    "    ct state new jump opens\n"
+                            "    ct state new jump opens\n"
                             "  }\n"
                             "}\n";
 
