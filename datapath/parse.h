@@ -97,7 +97,7 @@ struct moat_pkt {
  * - What makes another address count than the one that was checked: MOAT_R_IP_OPTIONS.  IPv6
  *   routing headers with segments left, and of type 0 (RFC 5095); the Home Address option.
  * - Mobility, HIP and Shim6 headers are skipped; `proto` is theirs if nothing follows.
- * - TCP flags that no stack sends (SYN+FIN, SYN+RST, FIN without ACK, none):
+ * - TCP flags that no stack sends (SYN+FIN, SYN+RST, RST+URG, FIN without ACK, none):
  *   MOAT_R_TCP_FLAGS.  TCP port 0 and UDP port 0 as destination: MOAT_R_L4_MALFORMED.
  * - Fragments, each by itself: a first one without all headers, TCP at 8 or 16: MOAT_R_FRAG_TINY;
  *   beyond the longest packet: MOAT_R_FRAG_SIZE; nested, or around neighbour discovery (RFC

@@ -37,13 +37,6 @@ void moat_pipe_refuse(struct burst *b, unsigned i, enum moat_by by, enum moat_re
 
 /* --- first pass: parse, guard, key --- */
 
-/* Neighbour discovery must come whole (RFC 6980). */
-static bool is_cut_nd(const struct moat_pkt *p)
-{
-    return p->frag == 1 && p->family == MOAT_FAM_IP6 && p->kind == MOAT_PKT_ICMP_OTHER &&
-           p->icmp_type >= 133 && p->icmp_type <= 137;
-}
-
 static inline enum moat_reason admit(struct burst *b, struct moat_pkt *p)
 {
     if (__builtin_expect(p->reason | p->n_tags | p->frag | (p->kind == MOAT_PKT_RARP), 0)) {
@@ -53,8 +46,6 @@ static inline enum moat_reason admit(struct burst *b, struct moat_pkt *p)
             return MOAT_R_VLAN;
         if (p->kind == MOAT_PKT_RARP)
             return MOAT_R_L2_TYPE; /* the VM's own went its way before */
-        if (is_cut_nd(p))
-            return MOAT_R_FRAG;
     }
     return b->dir == MOAT_FROM_VM ? moat_guard_from_vm(b->view, p) : MOAT_R_NONE;
 }

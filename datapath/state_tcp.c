@@ -33,6 +33,7 @@
 #define OPENED 0x10
 #define MAX_SCALE 14
 #define MIN_SLACK 66000u     /* an unscaled window and a segment: what may be old or ahead */
+#define NOWHERE (1u << 30)   /* so far behind the edge that nothing fits */
 #define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
@@ -51,6 +52,12 @@ struct seg {
 static inline bool before(uint32_t a, uint32_t b)
 {
     return (int32_t)(a - b) < 0;
+}
+
+/* Two numbers that do not belong to one connection; a guess that is wrong once in 32000. */
+static inline bool far_apart(uint32_t a, uint32_t b)
+{
+    return a - b + MIN_SLACK > 2 * MIN_SLACK;
 }
 
 static inline uint32_t max32(uint32_t a, uint32_t b)
@@ -145,17 +152,18 @@ RARE void learn_answer(struct moat_ses_side *src, struct moat_ses_side *dst,
                        const struct moat_tcp_seg *s, uint32_t sent)
 {
     uint8_t peers = LOAD(dst->wscale), was = LOAD(src->wscale);
-    uint32_t end = segment_end(s);
+    uint32_t end = segment_end(s), left = LOAD(dst->seq_lo) - sent;
     uint32_t peers_win = (uint32_t)LOAD(dst->max_win) << scale_of(peers, was);
+    uint16_t win = (uint16_t)max32(s->win, left); /* data of the SYN will come again */
 
     if (peers_win > UINT16_MAX) /* a window that syn_window() had rounded up */
         peers_win = UINT16_MAX;
     STORE(src->seq_lo, end);
     STORE(src->seq_hi, end + max32(peers_win, 1));
-    STORE(src->max_win, syn_window(s->win, s->wscale, peers));
+    STORE(src->max_win, syn_window(win, s->wscale, peers));
     STORE(src->wscale, s->wscale | (was & OPENED));
     STORE(dst->max_win, syn_window((uint16_t)peers_win, peers, s->wscale));
-    STORE(dst->seq_hi, sent + max32(s->win, 1));
+    STORE(dst->seq_hi, sent + max32(win, 1));
 }
 
 /* The first packet of the end that was called: SYN|ACK, the SYN of a simultaneous open
@@ -172,6 +180,7 @@ RARE enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *ds
     if (s->flags & MOAT_TCP_RST) {
         if (!acks_syn)
             return MOAT_R_TCP_WINDOW;
+        STORE(src->seq_lo, LOAD(src->seq_hi) + NOWHERE);
         rise(src, MOAT_TCPS_RESET);
         rise(dst, MOAT_TCPS_RESET);
         return MOAT_R_NONE;
@@ -198,20 +207,25 @@ RARE enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side 
                                 const struct moat_tcp_seg *s)
 {
     uint32_t was = LOAD(src->seq_lo), end = segment_end(s);
+    bool opened = LOAD(src->wscale) & OPENED;
 
-    if (LOAD(dst->state) == MOAT_TCPS_NONE) {
-        bool same = s->seq + 1 == LOAD(dst->seq_hi);
-
-        open_with_syn(src, dst, s);
-        if (same && before(end, was)) {
-            STORE(src->seq_lo, was);
-            STORE(src->seq_hi, was);
+    if (LOAD(dst->state) == MOAT_TCPS_NONE && s->seq + 1 == LOAD(dst->seq_hi)) {
+        if (before(was, end)) {
+            STORE(src->seq_lo, end);
+            STORE(src->seq_hi, end);
         }
+        STORE(src->max_win, s->win);
+        STORE(src->wscale, s->wscale | OPENED);
         return MOAT_R_NONE;
     }
-    if (end == was && LOAD(src->state) <= MOAT_TCPS_ESTABLISHED)
+    if (LOAD(dst->state) == MOAT_TCPS_NONE) {
+        open_with_syn(src, dst, s);
         return MOAT_R_NONE;
-    return LOAD(src->wscale) & OPENED ? MOAT_TCP_UNBELIEVED : MOAT_R_TCP_STATE;
+    }
+    if (end == was && LOAD(src->state) <= MOAT_TCPS_ESTABLISHED &&
+        (opened || LOAD(dst->state) == MOAT_TCPS_SYN_SENT))
+        return MOAT_R_NONE;
+    return opened ? MOAT_TCP_UNBELIEVED : MOAT_R_TCP_STATE;
 }
 
 /* --- the established flow --- */
@@ -270,12 +284,24 @@ RARE void advance(struct moat_ses_side *src, struct moat_ses_side *dst,
         rise(dst, MOAT_TCPS_FIN_ACKED);
 }
 
+/* The VM answers a SYN that passed unbelieved as one that has no such connection: it was
+ * called, and it was reset meanwhile.  Nobody else can send in its name.  The answer does not
+ * fit, but the caller's next SYN will open anew. */
+static void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller)
+{
+    if (LOAD(vm->wscale) & OPENED || LOAD(vm->state) < MOAT_TCPS_ESTABLISHED)
+        return;
+    rise(vm, MOAT_TCPS_RESET);
+    rise(caller, MOAT_TCPS_RESET);
+}
+
 /* A RST of an end that nobody has answered: it gives up, or it resets the older connection
  * of the end that it called; then it goes on with its own. */
 RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_ses_side *dst,
                                        const struct moat_tcp_seg *s)
 {
     if (s->seq == LOAD(src->seq_lo)) {
+        STORE(dst->seq_hi, LOAD(dst->seq_lo) - NOWHERE);
         rise(src, MOAT_TCPS_RESET);
         rise(dst, MOAT_TCPS_RESET);
         return MOAT_R_NONE;
@@ -291,7 +317,8 @@ RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_se
  * or, if it has missed the rest, as far behind the edge as its largest window, if it still
  * offers that.  It cannot be further behind: such a RST is dropped anyway. */
 RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
-                            const struct moat_tcp_seg *s, uint32_t dst_win, bool lenient)
+                            const struct moat_tcp_seg *s, uint32_t dst_win, bool from_vm,
+                            bool lenient)
 {
     bool guessed = (LOAD(src->wscale) | LOAD(dst->wscale)) & GUESSED;
     uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi), low = hi - max32(dst_win, 1);
@@ -301,11 +328,16 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
     if (guessed || lenient) {
         low = lo - slack;
         hi += lenient ? slack : 0;
-    } else if (s->flags & MOAT_TCP_ACK && s->ack && before(LOAD(dst->seq_lo), s->ack)) {
-        return MOAT_R_TCP_WINDOW; /* some stacks leave it 0 */
+    } else if (s->flags & MOAT_TCP_ACK && s->ack) { /* some stacks leave it 0 */
+        if (from_vm && far_apart(LOAD(dst->seq_lo), s->ack))
+            knows_nothing(src, dst);
+        if (before(LOAD(dst->seq_lo), s->ack))
+            return MOAT_R_TCP_WINDOW;
     }
-    if (before(hi, s->seq) || (s->seq != lo && before(s->seq, low)))
+    if (before(hi, lo) || before(hi, s->seq + s->len) || (s->seq != lo && s->seq - low > hi - low))
         return MOAT_R_TCP_WINDOW;
+    if (s->seq != lo && LOAD(src->state) == MOAT_TCPS_SYN_SENT)
+        return MOAT_R_TCP_WINDOW; /* it has not been offered any window */
     exact = s->seq == lo || (s->seq == low && before(low, lo) && !guessed && !lenient);
     if (!exact || LOAD(src->state) == MOAT_TCPS_RESET)
         return MOAT_TCP_UNBELIEVED;
@@ -331,39 +363,73 @@ STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_sid
     *dst_win = (uint32_t)LOAD(dst->max_win) << scale_of(dst_scale, src_scale);
 }
 
+/* A SYN|ACK again may offer more. */
+static void widen(struct moat_ses_side *src, struct moat_ses_side *dst,
+                  const struct moat_tcp_seg *s)
+{
+    uint16_t win = syn_window(s->win, LOAD(src->wscale), LOAD(dst->wscale));
+    uint32_t hi = s->ack + max32(s->win, 1);
+
+    if (LOAD(src->max_win) < win)
+        STORE(src->max_win, win);
+    if (before(LOAD(dst->seq_hi), hi))
+        STORE(dst->seq_hi, hi);
+}
+
 /* A SYN|ACK of an end that has sent a SYN: again, the second half of a simultaneous open,
  * or with another number of an end that has forgotten the first one (SYN cookies): the
  * last one counts as long as none was acknowledged. */
 RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_side *dst,
-                                    const struct moat_tcp_seg *s, bool lenient)
+                                    const struct moat_tcp_seg *s, bool from_vm, bool lenient)
 {
     uint8_t mine = LOAD(src->state), peers = LOAD(dst->state);
     uint32_t src_win, dst_win;
     struct seg g;
+    bool in_window;
 
     if (peers == MOAT_TCPS_NONE)
         return MOAT_R_TCP_STATE;
     measure(src, dst, s, &g, &src_win, &dst_win);
-    if (!fits(src, dst, &g, src_win, dst_win, lenient)) {
-        if (mine != MOAT_TCPS_SYN_SENT || peers != MOAT_TCPS_ESTABLISHED ||
-            g.ack != LOAD(dst->seq_lo))
-            return MOAT_R_TCP_WINDOW;
+    in_window = fits(src, dst, &g, src_win, dst_win, lenient);
+    if (mine == MOAT_TCPS_SYN_SENT && peers == MOAT_TCPS_ESTABLISHED &&
+        s->ack == LOAD(dst->seq_lo) && (!in_window || before(LOAD(src->seq_lo), g.end))) {
         learn_answer(src, dst, s, s->ack);
         return MOAT_R_NONE;
     }
-    if (mine > MOAT_TCPS_ESTABLISHED || g.end != LOAD(src->seq_lo))
-        return MOAT_TCP_UNBELIEVED;
-    if (peers == MOAT_TCPS_SYN_SENT)
-        rise(dst, MOAT_TCPS_ESTABLISHED);
-    return MOAT_R_NONE;
+    if (!in_window) {
+        if (from_vm && far_apart(LOAD(src->seq_lo), s->seq))
+            knows_nothing(src, dst); /* and it is not a late one */
+        return MOAT_R_TCP_WINDOW;
+    }
+    if (mine == MOAT_TCPS_SYN_SENT ||
+        (mine == MOAT_TCPS_ESTABLISHED && g.end == LOAD(src->seq_lo))) {
+        widen(src, dst, s);
+        if (peers == MOAT_TCPS_SYN_SENT)
+            rise(dst, MOAT_TCPS_ESTABLISHED);
+        return MOAT_R_NONE;
+    }
+    /* The end that called has one to send only in a simultaneous open. */
+    if (LOAD(src->wscale) & OPENED)
+        return MOAT_R_TCP_STATE;
+    return before(LOAD(src->seq_hi), LOAD(src->seq_lo)) ? MOAT_R_TCP_WINDOW : MOAT_TCP_UNBELIEVED;
 }
 
-/* Nothing new behind a FIN; nothing is believed after a reset. */
-RARE enum moat_reason after_the_end(const struct moat_ses_side *src, uint32_t end)
+/* A segment with a FIN or behind one, or after a reset.  There is nothing new behind a FIN,
+ * nothing is believed after a reset, and a FIN needs room only where no window is known. */
+RARE enum moat_reason closing(const struct moat_ses_side *src, uint32_t end)
 {
-    if (LOAD(src->state) == MOAT_TCPS_RESET)
-        return MOAT_TCP_UNBELIEVED;
-    return before(LOAD(src->seq_lo), end) ? MOAT_R_TCP_STATE : MOAT_R_NONE;
+    uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi);
+
+    switch (LOAD(src->state)) {
+    case MOAT_TCPS_RESET:
+        return before(hi, lo) ? MOAT_R_TCP_WINDOW : MOAT_TCP_UNBELIEVED;
+    case MOAT_TCPS_SYN_SENT:
+        return before(hi, end) ? MOAT_R_TCP_WINDOW : MOAT_R_NONE;
+    case MOAT_TCPS_ESTABLISHED:
+        return MOAT_R_NONE;
+    default:
+        return before(lo, end) ? MOAT_R_TCP_STATE : MOAT_R_NONE;
+    }
 }
 
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
@@ -377,18 +443,20 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
     if (__builtin_expect(state == MOAT_TCPS_NONE, 0))
         return answer(src, dst, s);
     if (__builtin_expect(s->flags & MOAT_TCP_SYN, 0))
-        return s->flags & MOAT_TCP_ACK ? again_syn_ack(src, dst, s, lenient)
+        return s->flags & MOAT_TCP_ACK ? again_syn_ack(src, dst, s, dir == MOAT_FROM_VM, lenient)
                                        : again_syn(src, dst, s);
     measure(src, dst, s, &g, &src_win, &dst_win);
     if (__builtin_expect(s->flags & MOAT_TCP_RST, 0))
-        return LOAD(dst->state) == MOAT_TCPS_NONE ? reset_unanswered(src, dst, s)
-                                                  : reset(src, dst, s, dst_win, lenient);
-    if (!g.has_ack || LOAD(dst->state) == MOAT_TCPS_NONE)
+        return LOAD(dst->state) == MOAT_TCPS_NONE
+                   ? reset_unanswered(src, dst, s)
+                   : reset(src, dst, s, dst_win, dir == MOAT_FROM_VM, lenient);
+    /* Nothing but SYNs until either end has acknowledged the other's. */
+    if (!g.has_ack || (state | LOAD(dst->state)) == MOAT_TCPS_SYN_SENT)
         return MOAT_R_TCP_STATE;
     if (!fits(src, dst, &g, src_win, dst_win, lenient))
         return MOAT_R_TCP_WINDOW;
-    if (__builtin_expect(state >= MOAT_TCPS_CLOSING, 0)) {
-        enum moat_reason reason = after_the_end(src, g.end);
+    if (__builtin_expect((s->flags & MOAT_TCP_FIN) | (state >= MOAT_TCPS_CLOSING), 0)) {
+        enum moat_reason reason = closing(src, g.end);
 
         if (reason)
             return reason;
@@ -399,11 +467,22 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
     return MOAT_R_NONE;
 }
 
+/* The VM itself calls again, though its connection lives: it was reset and remembers nothing.
+ * Nobody else can send in its name.  Its first SYN, repeated, is not that. */
+static bool forgot(const struct moat_ses_side *vm, const struct moat_ses_side *peer,
+                   const struct moat_tcp_seg *s)
+{
+    return LOAD(vm->wscale) & OPENED && LOAD(peer->state) != MOAT_TCPS_NONE &&
+           far_apart(LOAD(vm->seq_lo), s->seq);
+}
+
 bool moat_tcp_syn_reopens(const struct moat_ses_side side[2], unsigned dir,
                           const struct moat_tcp_seg *s)
 {
     uint8_t mine = LOAD(side[dir].state), peers = LOAD(side[!dir].state);
 
+    if (dir == MOAT_FROM_VM && forgot(&side[dir], &side[!dir], s))
+        return true;
     return mine == MOAT_TCPS_RESET || peers == MOAT_TCPS_RESET ||
            (peers == MOAT_TCPS_FIN_ACKED &&
             (mine == MOAT_TCPS_FIN_ACKED ||

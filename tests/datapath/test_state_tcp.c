@@ -52,7 +52,10 @@ struct conversation {
     uint8_t loose;
     uint8_t timer; /* at the end */
     const struct row *rows;
+    uint8_t vm; /* which end is the VM; 0: either */
 };
+
+enum { VM_A = 1, VM_B = 2 };
 
 #define ROWS (const struct row[])
 #define END                                                                                        \
@@ -137,13 +140,15 @@ static const struct conversation conversations[] = {
           {B, ACK, 100001, 1, 1025, 1000, WINDOW}, /* now without scale */
           {B, ACK, 100001, 1, 1024, 1000, PASS},
           {B, SYN | ACK, 0, 1, 0, 500, WINDOW, "EE"},
-          END}},
+          END},
+     VM_A},
     {"SYN|ACK again behind early data", STRICT, MOAT_T_TCP_ESTABLISHED,
      ROWS{{A, SYN, 0, 0, 100, 1000, PASS},
           {B, SYN | ACK, 0, 101, 0, 1000, PASS, "ES"},
           {B, ACK, 1, 101, 500, 1000, PASS, "ES"},
-          {B, SYN | ACK, 0, 101, 0, 1000, UNBEL, "ES"},
+          {B, SYN | ACK, 0, 101, 0, 1000, PASS, "ES"},
           {A, ACK, 101, 501, 0, 1000, PASS, "EE"},
+          {B, SYN | ACK, 0, 101, 0, 1000, UNBEL, "EE"},
           END}},
     {"SYN with data", STRICT, MOAT_T_TCP_OPENING,
      ROWS{{A, SYN, 0, 0, 500, 1000, PASS},
@@ -180,18 +185,48 @@ static const struct conversation conversations[] = {
           HANDSHAKE,
           DATA,
           END}},
-    {"half open: none is forgotten by a SYN again", STRICT, MOAT_T_TCP_FIRST,
+    {"half open, the SYN comes again meanwhile", STRICT, MOAT_T_TCP_FIRST,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
           {B, ACK, 5000, 70000, 0, 1000, UNBEL},
           {A, SYN, 0, 0, 0, 1000, PASS, "SN"},
-          {A, RST, 70000, 0, 0, 0, WINDOW, "SN"}, /* it will be challenged again */
-          {B, ACK, 5000, 70000, 0, 1000, UNBEL},
           {A, RST, 70000, 0, 0, 0, UNBEL, "SN"},
+          {A, SYN, 9, 0, 0, 1000, PASS, "SN"},
+          {A, RST, 70000, 0, 0, 0, WINDOW, "SN"},
+          END}},
+    {"SYN with more data than fits", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 750, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 500, PASS, "ES"},
+          {A, ACK, 1, 1, 0, 1000, PASS, "EE"},
+          {A, ACK, 1, 1, 500, 1000, PASS},
+          {A, ACK, 501, 1, 251, 1000, WINDOW},
+          END}},
+    {"SYN with more data than fits, reset", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{{A, SYN, 0, 0, 750, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 500, PASS, "ES"},
+          {A, RST | ACK, 1, 1, 0, 0, PASS, "RR"},
+          END}},
+    {"SYN|ACK again with a wider window", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 100, PASS, "ES"},
+          {B, SYN | ACK, 0, 1, 0, 50, PASS, "ES"},
+          {A, ACK, 1, 1, 101, 1000, WINDOW, "ES"},
+          {B, SYN | ACK, 0, 1, 0, 200, PASS, "ES"},
+          {A, ACK, 1, 1, 201, 1000, WINDOW, "ES"},
+          {A, ACK, 1, 1, 200, 1000, PASS, "EE"},
+          END}},
+    {"SYN|ACK with another number within the window", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
+          {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},
+          {B, SYN | ACK, 100, 1, 0, 1000, PASS, "ES"},
+          {A, ACK, 1, 101, 0, 1000, PASS, "EE"},
           END}},
     {"simultaneous open", STRICT, MOAT_T_TCP_ESTABLISHED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS, "SN"},
           {B, SYN, 0, 0, 0, 1000, PASS, "SS"},
           {A, SYN | ACK, 0, 2, 0, 1000, WINDOW, "SS"},
+          {A, ACK, 1, 1, 0, 1000, STATE, "SS"},
+          {B, ACK, 1, 1, 10, 1000, STATE, "SS"},
+          {B, FIN | ACK, 1, 1, 0, 1000, STATE, "SS"},
           {A, SYN | ACK, 0, 1, 0, 1000, PASS, "SE"},
           {B, SYN | ACK, 0, 1, 0, 1000, PASS, "EE"},
           DATA,
@@ -204,8 +239,9 @@ static const struct conversation conversations[] = {
           {B, SYN, 9, 0, 0, 1000, STATE, "SS"},
           {A, SYN, 9, 0, 0, 1000, UNBEL, "SS"},
           {B, SYN | ACK, 0, 1, 0, 1000, PASS, "ES"},
+          {B, SYN, 0, 0, 0, 1000, STATE, "ES"}, /* late: its SYN|ACK was here */
+          {A, SYN, 0, 0, 0, 1000, PASS, "ES"},
           {A, ACK, 1, 1, 0, 1000, PASS, "EE"},
-          {B, SYN, 0, 0, 0, 1000, PASS, "EE"},
           DATA,
           {B, SYN, 0, 0, 0, 1000, STATE, "EE"},
           END}},
@@ -215,15 +251,24 @@ static const struct conversation conversations[] = {
           {B, RST | ACK, 0, 2, 0, 0, WINDOW},
           {B, RST | ACK, 0, 0, 0, 0, WINDOW, "SN"},
           {B, RST | ACK, 0, 1, 0, 0, PASS, "RR"},
+          {B, RST | ACK, 0, 1, 0, 0, WINDOW},
+          {B, SYN | ACK, 0, 1, 0, 1000, WINDOW},
+          {B, ACK, 1, 1, 10, 1000, WINDOW},
+          {A, ACK, 1, 1, 0, 1000, WINDOW, "RR"},
           END}},
     {"given up", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
           {A, RST, 2, 0, 0, 0, WINDOW, "SN"},
           {A, RST, 1, 0, 0, 0, PASS, "RR"},
+          {B, SYN | ACK, 0, 1, 0, 1000, WINDOW, "RR"}, /* nobody wants it any more */
+          {B, RST | ACK, 0, 1, 0, 1000, WINDOW, "RR"},
+          {A, RST, 1u << 31, 0, 100, 0, WINDOW, "RR"},
           END}},
     {"SYN|ACK refused by its addressee", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
           {B, SYN | ACK, 0, 1, 0, 1000, PASS},
+          {B, RST, 2, 0, 0, 0, WINDOW, "ES"}, /* no window was offered to B yet */
+          {B, RST, 1000, 0, 0, 0, WINDOW, "ES"},
           {A, RST, 1, 0, 0, 0, PASS, "RR"},
           END}},
 
@@ -452,7 +497,8 @@ static const struct conversation conversations[] = {
           {B, ACK, 201, 101, 1001, 1000, WINDOW},
           {B, ACK, 201, 102, 0, 1000, WINDOW},
           {A, ACK, 101, 201, 10, 1000, UNBEL},
-          {A, SYN | ACK, 101, 201, 0, 1000, UNBEL, "RR"},
+          {A, SYN | ACK, 101, 201, 0, 1000, STATE, "RR"},
+          {B, SYN | ACK, 201, 101, 0, 1000, UNBEL, "RR"},
           {A, RST, 101, 0, 0, 0, UNBEL, "RR"},
           END}},
     {"a client that forgot uses its port again", STRICT, MOAT_T_TCP_ESTABLISHED,
@@ -464,14 +510,56 @@ static const struct conversation conversations[] = {
           {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
           {B, SYN | ACK, 7000, 90001, 0, 1000, PASS, "ES"},
           {A, ACK, 90001, 7001, 0, 1000, PASS, "EE"},
-          END}},
+          END},
+     VM_B},
+    {"a VM that forgot uses its port again", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, SYN, 5000, 0, 0, 1000, UNBEL, "EE"}, /* may be an old one */
+          {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
+          {B, ACK, 201, 101, 0, 1000, UNBEL, "SN"}, /* the challenge */
+          {A, RST, 101, 0, 0, 0, UNBEL, "SN"},
+          {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
+          {B, SYN | ACK, 7000, 90001, 0, 1000, PASS, "ES"},
+          {A, ACK, 90001, 7001, 0, 1000, PASS, "EE"},
+          END},
+     VM_A},
+    {"a VM that forgot is called again", STRICT, MOAT_T_TCP_OPENING,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, SYN, 90000, 0, 0, 1000, UNBEL, "EE"},
+          {B, SYN | ACK, 90000, 90001, 0, 1000, WINDOW, "RR"},
+          {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
+          {B, SYN | ACK, 90000, 90001, 0, 1000, PASS, "ES"},
+          END},
+     VM_B},
+    {"a VM that forgot is called in vain", STRICT, MOAT_T_TCP_CLOSED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, SYN, 90000, 0, 0, 1000, UNBEL, "EE"},
+          {B, RST | ACK, 0, 102, 0, 1000, WINDOW, "EE"},
+          {B, RST | ACK, 0, 90001, 0, 1000, WINDOW, "RR"},
+          {A, SYN, 90000, 0, 0, 1000, PASS, "SN"},
+          {B, RST | ACK, 0, 90001, 0, 1000, PASS, "RR"},
+          END},
+     VM_B},
+    {"nobody else is believed to have forgotten", STRICT, MOAT_T_TCP_ESTABLISHED,
+     ROWS{HANDSHAKE,
+          DATA,
+          {A, SYN | ACK, 90000, 90001, 0, 1000, WINDOW, "EE"},
+          {B, SYN | ACK, 90000, 90001, 0, 1000, WINDOW, "EE"},
+          {B, RST | ACK, 0, 90001, 0, 1000, WINDOW, "EE"},
+          {B, SYN, 90000, 0, 0, 1000, STATE, "EE"},
+          END},
+     VM_A},
     {"nor is a SYN of a half closed one believed", STRICT, MOAT_T_TCP_CLOSING,
      ROWS{HANDSHAKE,
           DATA,
           {A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
           {A, SYN, 90000, 0, 0, 1000, UNBEL, "CE"},
           {B, SYN, 90000, 0, 0, 1000, STATE, "CE"},
-          END}},
+          END},
+     VM_B},
     {"reset of a half closed one", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{HANDSHAKE,
           DATA,
@@ -557,7 +645,8 @@ static const struct conversation conversations[] = {
           {B, ACK, 7001, 5101, 0, 1000, PASS},
           {A, RST, 5100, 0, 0, 0, UNBEL, "EE"},
           {A, RST, 5101, 0, 0, 0, PASS, "RR"},
-          END}},
+          END},
+     VM_B},
     {"picked up while closing", LOOSE, MOAT_T_TCP_CLOSED,
      ROWS{{A, FIN | ACK, 101, 201, 0, 1000, PASS, "CE"},
           {B, FIN | ACK, 201, 102, 0, 1000, PASS, "DC"},
@@ -636,7 +725,10 @@ static enum moat_reason observe(struct observer *o, unsigned dir, const struct m
         before[dir].seq_lo = s->ack;
         before[dir].max_win = 1;
     }
-    if (reason) /* nothing changed */
+    if (reason == MOAT_R_TCP_WINDOW && dir == MOAT_FROM_VM && before[0].state >= E &&
+        before[0].state < R && o->side[0].state == R)
+        before[0].state = before[1].state = R; /* the VM knows nothing of it */
+    if (reason)                                /* nothing changed */
         ck_assert_mem_eq(o->side, before, sizeof before);
     else
         ck_assert(moat_tcp_valid(o->side));
@@ -677,6 +769,9 @@ START_TEST(conversation)
         struct observer o = {.loose = c->loose};
         const struct row *r;
 
+        if (c->vm == (i & 1 ? VM_A : VM_B))
+            continue;
+
         for (r = c->rows; r->expect != LAST_ROW; r++)
             check_row(c, r, &o, isns[i / 2], i & 1);
         if (o.exists)
@@ -708,6 +803,7 @@ struct end {
         uint32_t from, to;
     } early[N_HOLES]; /* received out of order; from == to: free */
     uint32_t fin;     /* the peer's, if fin_known */
+    uint32_t widest;  /* window that the observer saw it offer */
     uint32_t timer;
     uint8_t scale, offer; /* in use; option of the SYN */
     bool heard, up, fin_known, owes;
@@ -918,13 +1014,6 @@ static void receive(struct sim *m, const struct packet *p, uint8_t peers_scale)
         e->got++;
 }
 
-static uint32_t largest_window(const struct end *e)
-{
-    uint32_t most = e->buffer >> e->scale;
-
-    return (most < UINT16_MAX ? most : UINT16_MAX) << e->scale;
-}
-
 /* Whether the receiver would learn anything: new data, a new acknowledgement, a window.
  * A SYN|ACK that comes after what followed it is told again with every segment.  One that
  * was overtaken by a whole window of either direction is as good as lost (RFC 5961,
@@ -932,9 +1021,11 @@ static uint32_t largest_window(const struct end *e)
 static bool matters(const struct sim *m, const struct packet *p)
 {
     const struct end *r = &m->end[!p->dir], *from = &m->end[p->dir];
-    uint32_t back = largest_window(from), forth = largest_window(r);
+    uint32_t back = from->widest, forth = r->widest;
     uint32_t room = p->s.len + !!(p->s.flags & (SYN | FIN)), end = p->s.seq + room;
 
+    if ((p->s.flags & (SYN | ACK)) == SYN && from->heard)
+        return false; /* its SYN|ACK says the same */
     if (p->s.flags & SYN ? from->up
                          : before(p->s.ack + (back > 66000 ? back : 66000), r->max) ||
                                before(end + forth, from->max))
@@ -961,6 +1052,8 @@ static void forge(struct sim *m)
         s.ack += off;
     else
         s.seq += off;
+    if (s.flags & SYN && d == MOAT_FROM_VM)
+        return; /* who else should speak for the VM? */
     /* A session that was picked up believes in any window. */
     if (m->o.loose || !m->o.exists || !m->end[0].up || !m->end[1].up ||
         moat_tcp_reopens(m->o.side, d, &s))
@@ -989,6 +1082,10 @@ static void arrive(struct sim *m, struct packet p)
         return; /* a SYN that late opens anew */
     reason = observe(&m->o, p.dir, &p.s, false);
     if (reason == MOAT_R_NONE || reason == MOAT_TCP_UNBELIEVED) {
+        uint32_t win = p.s.flags & SYN ? p.s.win : (uint32_t)p.s.win << from->scale;
+
+        if (win > from->widest)
+            m->end[p.dir].widest = win;
         put(m, &p);
         return;
     }

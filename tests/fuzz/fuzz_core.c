@@ -10,7 +10,7 @@
  * - what is refused has a reason, and passed + refused + held = pushed;
  * - a slot counts as many sessions as it has, and the table is empty when all is over. */
 
-#include "datapath/classify.h"
+#include "datapath/trace.h"
 #include "datapath/transfer.h"
 #include "tests/lib/blob.h"
 #include "tests/lib/ruleset_walk.h"
@@ -59,8 +59,9 @@ static struct {
     struct choice c;
     struct traffic traffic;
     int policy[RIG_SLOTS]; /* -1: none */
-    uint64_t pushed;       /* to ports with a slot, by this engine */
-    bool enrolled;         /* some slot was: drops are counted, and pass */
+    uint64_t pushed;       /* to ports with a slot */
+    uint64_t injected;     /* answers and released fragments */
+    struct moat_trace *trace;
     struct traffic_pkt queue[RIG_SLOTS][2][MOAT_BURST_MAX];
     unsigned n_queued[RIG_SLOTS][2];
 } w;
@@ -160,15 +161,29 @@ static void check_passed(unsigned slot, enum moat_dir dir, struct moat_pkt p)
         return;
     }
     HOLDS(v->rules);
-    if (dir == MOAT_FROM_VM && v->settings.spoof == MOAT_SPOOF_STRICT)
+    if (dir == MOAT_FROM_VM && v->settings.spoof != MOAT_SPOOF_OFF)
         HOLDS(!memcmp(p.data + 6, v->mac, 6));
-    if (rarp)
+    if (rarp || (p.reason == MOAT_R_L2_TYPE && v->settings.n_ethertypes &&
+                 p.ethertype == v->settings.ethertypes[0]))
         return;
     HOLDS(!p.reason);
     HOLDS(permitted(slot, dir, &p));
 }
 
 /* --- packets --- */
+
+/* Answers and released fragments are frames that can be parsed. */
+static void check_injected(unsigned slot)
+{
+    w.injected += rig_n_injected;
+    for (unsigned i = 0; i < rig_n_injected && i < RIG_INJECTED; i++) {
+        const struct rig_injected *in = &rig_injected[i];
+        struct moat_pkt p = {.data = in->frame, .len = in->len, .total = in->len};
+
+        moat_parse(&p);
+        HOLDS(!p.reason && in->port == w.rig.port[slot]);
+    }
+}
 
 static void push(unsigned slot, enum moat_dir dir)
 {
@@ -181,7 +196,9 @@ static void push(unsigned slot, enum moat_dir dir)
     for (unsigned i = 0; i < n; i++)
         p[i] = (struct moat_pkt){
             .data = fuzz_exact(q[i].f.data, q[i].len), .len = q[i].len, .total = q[i].total};
+    rig_forget();
     passed = moat_pipe_burst(moat_thread_self(w.rig.e), w.rig.port[slot], dir, p, n);
+    check_injected(slot);
     HOLDS(!((uint64_t)passed >> n));
     w.pushed += view_of(slot) ? n : 0;
     for (unsigned i = 0; i < n; i++) {
@@ -263,6 +280,10 @@ static void claim(unsigned slot)
         c.settings.timers[below(MOAT_N_TIMERS)] = 1 + below(20);
     if (one_in(8))
         c.n_addrs = (uint8_t)below(3);
+    if (one_in(8)) {
+        c.settings.n_ethertypes = 1;
+        c.settings.ethertypes[0] = 0x88b5; /* one that traffic.h has */
+    }
     HOLDS(!moat_slot_claim(w.rig.e, &c, err, sizeof err));
 }
 
@@ -333,6 +354,37 @@ static void port_event(unsigned slot)
     }
 }
 
+/* Starts a trace, of packets that a filter takes which may be nonsense, or ends it. */
+static void toggle_trace(void)
+{
+    struct moat_ctl_trace ask = {.which = 1 + below(3), .snaplen = below(300)};
+    struct moat_trace_insn insns[8];
+    char err[256];
+
+    if (w.trace) {
+        moat_trace_stop(w.rig.e, w.trace);
+        w.trace = NULL;
+        return;
+    }
+    if (one_in(4))
+        snprintf(ask.vnic, sizeof ask.vnic, "%s", rig_vnic[below(RIG_SLOTS)]);
+    if (one_in(2))
+        ask.n_insns = (uint32_t)(choice_take(&w.c, insns, sizeof insns) / sizeof *insns);
+    w.trace = moat_trace_start(w.rig.e, &ask, insns, err, sizeof err);
+}
+
+static void drain_trace(void)
+{
+    static uint8_t data[MOAT_TRACE_SNAPLEN_MAX];
+    struct moat_traced t;
+
+    while (w.trace && moat_trace_take(w.trace, &t, data)) {
+        HOLDS(t.cap_len <= sizeof data && t.cap_len <= t.frame_len);
+        HOLDS(memchr(t.vnic, 0, sizeof t.vnic) && t.reason < MOAT_N_REASONS && t.by < MOAT_N_BY);
+        HOLDS(t.verdict == MOAT_ALLOW || t.reason);
+    }
+}
+
 static void drain_events(void)
 {
     struct moat_event ev;
@@ -346,7 +398,7 @@ static void drain_events(void)
 static void control(void)
 {
     static const uint32_t steps[8] = {1, 50, 500, 1000, 10000, 31000, 121000, 50000000};
-    unsigned slot = below(RIG_SLOTS), what = below(16);
+    unsigned slot = below(RIG_SLOTS), what = below(20);
     char err[256];
 
     switch (what) {
@@ -378,16 +430,21 @@ static void control(void)
     case 9:
         set_state(slot, MOAT_SLOT_ACTIVE);
         break;
+    case 10:
+        toggle_trace();
+        break;
     default:
         rig_clock_ms += steps[what & 7];
         moat_engine_turn(w.rig.e);
         drain_events();
+        drain_trace();
     }
 }
 
 /* --- accounts --- */
 
-/* What has been counted: passed, refused and held. */
+/* What has been counted: passed, refused and held.  A fragment that was held and released is
+ * counted when it is held, and when it passes. */
 static uint64_t counted(void)
 {
     uint64_t sum = 0;
@@ -396,7 +453,8 @@ static uint64_t counted(void)
         uint64_t c[MOAT_N_COUNTERS];
 
         moat_engine_counters(w.rig.e, i, c);
-        sum += c[MOAT_C_FROM_VM_PKTS] + c[MOAT_C_TO_VM_PKTS] + c[MOAT_C_FRAGMENTS_HELD];
+        sum += c[MOAT_C_FROM_VM_PKTS] + c[MOAT_C_TO_VM_PKTS] + c[MOAT_C_FRAGMENTS_HELD] +
+               c[MOAT_C_ANSWERS];
         for (unsigned r = MOAT_N_NAMED_COUNTERS; r < MOAT_N_COUNTERS; r++)
             sum += c[r];
     }
@@ -408,11 +466,15 @@ static void check_sessions(void)
     struct moat_engine *e = w.rig.e;
 
     for (uint32_t i = 0; i < e->conf.n_slots; i++) {
-        uint32_t live = 0;
+        uint32_t live = 0, half_open = 0;
 
-        for (uint32_t k = 0; e->slots[i].view && k < moat_session_table_size(e->sessions); k++)
-            live += moat_session_at(e->sessions, k)->key.tag == e->slots[i].view->tag;
-        HOLDS(live == e->slots[i].sessions);
+        for (uint32_t k = 0; e->slots[i].view && k < moat_session_table_size(e->sessions); k++) {
+            const struct moat_session *s = moat_session_at(e->sessions, k);
+
+            live += s->key.tag == e->slots[i].view->tag;
+            half_open += s->key.tag == e->slots[i].view->tag && s->flags & MOAT_SES_F_HALF_OPEN;
+        }
+        HOLDS(live == e->slots[i].sessions && half_open == e->slots[i].half_open);
     }
 }
 
@@ -456,12 +518,6 @@ static void start_slot(unsigned slot)
     w.policy[slot] = 0;
 }
 
-static void note_enrolling(void)
-{
-    for (unsigned s = 0; s < RIG_SLOTS; s++)
-        w.enrolled |= view_of(s) && view_of(s)->state == MOAT_SLOT_ENROLLING;
-}
-
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
     uint64_t before;
@@ -472,22 +528,23 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     before = counted();
     memset(&w.n_queued, 0, sizeof w.n_queued);
     w.pushed = 0;
-    w.enrolled = false;
+    w.injected = 0;
     choice_bytes(&w.c, input, size);
     traffic_init(&w.traffic, &w.c, 8);
     for (unsigned s = 0; s < RIG_SLOTS; s++)
         start_slot(s);
     for (unsigned i = 0; i < MAX_OPS && !choice_ended(&w.c); i++) {
-        note_enrolling();
         if (one_in(8))
             control();
         else
             packets(one_in(4) ? 1 + below(32) : 1);
     }
-    note_enrolling();
-    HOLDS(w.enrolled ? counted() - before >= w.pushed : counted() - before == w.pushed);
+    HOLDS(counted() - before == w.pushed + w.injected);
     check_sessions();
     drain_events();
+    drain_trace();
+    if (w.trace)
+        toggle_trace();
     check_empty_in_the_end();
     return 0;
 }

@@ -98,9 +98,10 @@ static size_t make_frames(struct choice *c, uint32_t *n)
     return len;
 }
 
-static int import(uint32_t n, const uint8_t *bytes, size_t len, struct moat_ctl_import_reply *reply)
+static int import(uint32_t n, bool same_policy, const uint8_t *bytes, size_t len,
+                  struct moat_ctl_import_reply *reply)
 {
-    struct moat_ctl_import head = {.n = n, .same_policy = n & 1};
+    struct moat_ctl_import head = {.n = n, .same_policy = same_policy};
     uint8_t *exact = fuzz_exact(bytes, len);
     char err[256] = "";
     int rc;
@@ -191,7 +192,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     len = make_frames(&c, &n);
     set_state(MOAT_SLOT_ARRIVING);
     HOLDS(!counted());
-    rc = import(n, frames, cut < len ? len - cut : len, &reply);
+    rc = import(n, n & 1, frames, cut < len ? len - cut : len, &reply);
     HOLDS(!rc || !counted());
     live = export(&len);
     HOLDS(live == counted() && (rc || live <= reply.accepted));
@@ -200,7 +201,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     memcpy(frames, exported + sizeof(struct moat_ctl_sessions_reply), len);
     set_state(MOAT_SLOT_BLOCKED);
     set_state(MOAT_SLOT_ARRIVING);
-    HOLDS(!import(live, frames, len, &reply) && reply.accepted == live);
+    HOLDS(!import(live, true, frames, len, &reply) && reply.accepted == live);
     again = export(&len2);
     HOLDS(again == live && counted() == live && len2 == len);
     check_same(frames, exported + sizeof(struct moat_ctl_sessions_reply), len);

@@ -67,6 +67,8 @@ static void start(struct traffic *t, struct traffic_conv *c)
     /* Few source ports: tuples are used again. */
     c->port[0] = (uint16_t)(1024 + (t->serial++ & 0x3ff));
     c->port[1] = ports[below(t, 8)];
+    if (c->kind == PIECES)
+        c->port[1] = 53;
     c->proto = (uint8_t)(one_in(t, 2) ? 132 : 47);
     c->id = t->serial;
     c->quote_dir = 2;
@@ -308,14 +310,21 @@ static unsigned make_other(struct traffic *t, struct traffic_conv *c, struct tra
 static unsigned make_piece(struct traffic *t, struct traffic_conv *c, struct traffic_pkt *out)
 {
     struct frame *f = &out->f;
-    uint32_t at = c->at, len = 8 * (1 + below(t, 12));
-    bool more = at + len < 200;
+    uint32_t at, len = 8 * (1 + below(t, 12));
+    bool more;
 
-    if (one_in(t, 8)) {
+    if (c->pauses != t->pauses) { /* nobody pauses within a datagram */
+        c->pauses = t->pauses;
+        c->at = 0;
+        c->id += TRAFFIC_CONVS_MAX;
+    }
+    at = c->at;
+    more = at + len < 200;
+    if (one_in(t, 16)) {
         at = 8 * below(t, 32); /* overlaps, gaps, out of order */
         more = one_in(t, 2);
     } else {
-        c->at = more ? at + len : 0;
+        c->at = at + len;
     }
     begin(c, 0, 17, f);
     if (c->family == 6)
@@ -334,8 +343,10 @@ static unsigned make_piece(struct traffic *t, struct traffic_conv *c, struct tra
         put16(f->data + f->ip_off + 4, c->id);
         put16(f->data + f->ip_off + 6, at / 8 | (more ? 0x2000 : 0));
     }
-    if (!more)
+    if (!more) {
+        c->at = 0;
         c->id += TRAFFIC_CONVS_MAX;
+    }
     return 0;
 }
 
@@ -509,8 +520,9 @@ void traffic_next(struct traffic *t, struct traffic_pkt *out)
         go_on_with_train(t, out);
     } else {
         t->train = 0;
-        if (one_in(t, 64))
+        if (one_in(t, 16 + 2 * t->n_convs)) /* few conversations grow old in between */
             out->wait_ms = waits[below(t, 8)];
+        t->pauses += out->wait_ms > 1000;
         c = &t->convs[below(t, t->n_convs)];
         if (c->kind == UNUSED)
             start(t, c);

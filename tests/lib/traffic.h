@@ -27,6 +27,7 @@ struct traffic_conv {
     uint16_t port[2];   /* echo: identifier in port[0] */
     uint32_t next[2];   /* TCP: what end d sends next */
     uint32_t id, at;    /* fragments: of the datagram; where the next piece begins */
+    unsigned pauses;    /* fragments: how many there had been when the datagram began */
     uint8_t quote[160]; /* the last packet's beginning, from its IP header on */
     uint32_t quote_len;
     uint8_t quote_dir; /* who sent it; 2: nobody yet */
@@ -38,6 +39,7 @@ struct traffic {
     struct traffic_conv convs[TRAFFIC_CONVS_MAX];
     unsigned train, train_conv, train_dir; /* packets left of a train */
     uint16_t serial;                       /* of conversations */
+    unsigned pauses;                       /* so far, of more than a second */
 };
 
 struct traffic_pkt {

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "approved.h"
+
+#include <string.h>
+
+#include "datapath/state_tcp.h"
+
+#define FIN MOAT_TCP_FIN
+#define SYN MOAT_TCP_SYN
+#define RST MOAT_TCP_RST
+#define ACK MOAT_TCP_ACK
+
+static bool before(uint32_t a, uint32_t b)
+{
+    return (int32_t)(a - b) < 0;
+}
+
+static bool is_syn(const struct packet *p)
+{
+    return (p->flags & (SYN | ACK)) == SYN;
+}
+
+static bool is_syn_ack(const struct packet *p)
+{
+    return (p->flags & (SYN | ACK)) == (SYN | ACK);
+}
+
+static uint32_t end_of(const struct packet *p)
+{
+    return p->seq + p->len + !!(p->flags & SYN) + !!(p->flags & FIN);
+}
+
+static uint8_t state(const struct seen *s, unsigned who)
+{
+    return s->before[who].state;
+}
+
+/* Nobody has answered the SYN of the packet's sender, or of its addressee. */
+static bool is_unanswered(const struct seen *s)
+{
+    return s->live && (state(s, CLIENT) == MOAT_TCPS_NONE || state(s, SERVER) == MOAT_TCPS_NONE);
+}
+
+static bool is_opening(const struct seen *s)
+{
+    return state(s, CLIENT) <= MOAT_TCPS_SYN_SENT || state(s, SERVER) <= MOAT_TCPS_SYN_SENT;
+}
+
+/* --- what came before --- */
+
+/* A packet that Moat passed. */
+static void look_at(struct past *h, const struct packet *p, const struct seen *s)
+{
+    unsigned who = p->from;
+
+    if (!s->live) {
+        struct past fresh = {.talk = h->talk,
+                             .seen = h->seen,
+                             .i = h->i,
+                             .mode = h->mode,
+                             .used = h->answered || h->used || h->half_open,
+                             .forged = h->forged,
+                             .refused = h->refused};
+
+        *h = fresh;
+    } else if (is_syn(p)) {
+        if (s->unbelieved)
+            h->challenged = true;
+        else if (state(s, who) == MOAT_TCPS_NONE)
+            h->simultaneous = true;
+        else if (state(s, !who) == MOAT_TCPS_NONE && p->seq + 1 != s->before[!who].seq_hi)
+            h->other_syn = true;
+    } else if (is_syn_ack(p)) {
+        if (!s->unbelieved && state(s, who) == MOAT_TCPS_SYN_SENT &&
+            p->seq + p->len + 1 != s->before[who].seq_lo)
+            h->other_answer = true;
+    } else if (s->unbelieved && state(s, who) == MOAT_TCPS_NONE) {
+        h->half_open = true;
+    }
+    if (s->live && !s->unbelieved && state(s, who) == MOAT_TCPS_NONE)
+        h->answered = true;
+    if (p->flags & ACK && (!h->acks[who] || before(h->acked[who], p->ack))) {
+        h->acks[who] = true;
+        h->acked[who] = p->ack;
+    }
+    h->lost_ovs |= !s->ovs[h->mode];
+    h->lost_kernel |= !s->kernel[h->mode];
+    h->forged |= p->forged;
+}
+
+void look_back(struct past *h, const struct talk *t, const struct seen *seen, unsigned i,
+               enum mode mode)
+{
+    memset(h, 0, sizeof *h);
+    h->talk = t;
+    h->seen = seen;
+    h->i = i;
+    h->mode = mode;
+    for (unsigned k = 0; k < i; k++) {
+        if (seen[k].reason)
+            h->refused = true;
+        else if (t->p[k].kind == K_TCP)
+            look_at(h, &t->p[k], &seen[k]);
+    }
+}
+
+/* --- looser --- */
+
+static bool old_reset(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    return p->flags & RST && h->acks[!p->from] && before(p->seq, h->acked[!p->from]);
+}
+
+static bool half_open(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return h->half_open && is_unanswered(s);
+}
+
+static bool simultaneous(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    return (h->simultaneous && is_opening(s)) ||
+           (is_syn(p) && s->live && state(s, p->from) == MOAT_TCPS_NONE);
+}
+
+static bool other_syn(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return h->other_syn && is_opening(s);
+}
+
+static bool other_answer(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    return (h->other_answer && is_opening(s)) ||
+           (is_syn_ack(p) && state(s, p->from) == MOAT_TCPS_SYN_SENT &&
+            end_of(p) != s->before[p->from].seq_lo);
+}
+
+static bool challenged(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return h->challenged && s->live;
+}
+
+static bool used(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    return (h->used && is_unanswered(s)) ||
+           (is_syn(p) && !s->live && (h->answered || h->used || h->half_open));
+}
+
+static bool after_reset(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    (void)p;
+    return s->live && s->unbelieved && state(s, CLIENT) == MOAT_TCPS_RESET;
+}
+
+static bool nobody_follows(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return s->live && h->lost_ovs && h->lost_kernel;
+}
+
+/* --- stricter --- */
+
+static bool forged(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    (void)s;
+    return p->forged;
+}
+
+static bool no_use(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    (void)s;
+    return p->kind == K_TCP && !p->useful;
+}
+
+static bool after_forgery(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    (void)s;
+    return h->forged;
+}
+
+static bool after_refusal(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    (void)s;
+    return h->refused;
+}
+
+static bool earlier_syn(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    if (!(p->flags & ACK) || !(p->flags & (SYN | RST)))
+        return false;
+    for (unsigned k = 0; k < h->i; k++) {
+        const struct packet *q = &h->talk->p[k];
+
+        if (is_syn(q) && q->from != p->from && !h->seen[k].reason && !before(end_of(q), p->ack) &&
+            before(q->seq, p->ack))
+            return true;
+    }
+    return false;
+}
+
+static bool older_connection(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    return p->flags & RST && !(p->flags & ACK) && !h->answered && (h->used || h->half_open);
+}
+
+static bool bare_reset(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    return p->flags & RST && !(p->flags & ACK) && s->live && state(s, p->from) == MOAT_TCPS_NONE;
+}
+
+static bool simultaneous_data(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    (void)s;
+    for (unsigned k = 0; k < h->i; k++)
+        if (is_syn(&h->talk->p[k]) && h->talk->p[k].len)
+            return h->simultaneous;
+    return false;
+}
+
+const struct approved approved[] = {
+    {"old-reset", LOOSER, old_reset,
+     "a RST below what its receiver has acknowledged, but within the largest window that it "
+     "offered: "
+     "Moat keeps the edge of the window, not the acknowledgement; it believes nothing of it and "
+     "the receiver drops it (RFC 5961, 3.2)"},
+    {"half-open", LOOSER, half_open,
+     "the called end still has an older connection; the RST that the caller sends for that one is "
+     "not "
+     "the end of the call (RFC 9293, 3.5.1), the kernel takes it for that and Open vSwitch knows "
+     "no such case"},
+    {"simultaneous-open", LOOSER, simultaneous,
+     "both ends call (RFC 9293, 3.5): for Open vSwitch the second SYN is a new connection, the "
+     "kernel "
+     "takes the first ACK for the end of the handshake"},
+    {"another-first-syn", LOOSER, other_syn,
+     "before an answer came the caller began anew with another number: the last SYN counts; Open "
+     "vSwitch keeps the first one, the kernel the higher one"},
+    {"another-syn-ack", LOOSER, other_answer,
+     "an end that keeps no state (SYN cookies) answers a SYN that comes again with another number, "
+     "and "
+     "acknowledges the right one: the last answer counts until it is acknowledged"},
+    {"challenged-syn", LOOSER, challenged,
+     "a SYN on a connection that lives passes to be challenged and is not believed; both others "
+     "may "
+     "begin anew with it, what belongs to the connection is strange to them then"},
+    {"used-again", LOOSER, used,
+     "the tuple of a connection that is over is used again, by either end that may call: the "
+     "kernel "
+     "keeps the old one until the answer, and lets the end that was called not call"},
+    {"after-a-reset", LOOSER, after_reset,
+     "what is within the windows of a connection that was reset passes unbelieved for a few "
+     "seconds, so "
+     "that its sender hears of the reset; both others forget some resets at once"},
+    {"nobody-follows", LOOSER, nobody_follows,
+     "both others have refused packets of the connection before that one of them or an approval "
+     "above "
+     "let pass: they are in other states and no measure any more"},
+
+    {"forged", STRICTER, forged, "the adversary's"},
+    {"of-no-use", STRICTER, no_use,
+     "its receiver learnt nothing of it: old, out of its window, or for a connection that it does "
+     "not "
+     "have"},
+    {"after-a-forgery", STRICTER, after_forgery,
+     "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
+    {"after-a-refusal", STRICTER, after_refusal,
+     "side by side what Moat refused arrives all the same, and is answered"},
+    {"answer-to-an-earlier-syn", STRICTER, earlier_syn,
+     "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
+     "had "
+     "forgotten the connection: the caller will send its SYN again, and the answer to that fits"},
+    {"reset-of-an-older-connection", STRICTER, older_connection,
+     "the caller resets a connection before its present call without having been challenged for it "
+     "in "
+     "this one: it will be, if the other end still has it"},
+    {"bare-reset-answers-a-syn", STRICTER, bare_reset,
+     "a RST without ACK says nothing to an end in SYN-SENT (RFC 9293, 3.10.7.3)"},
+    {"simultaneous-open-with-data", STRICTER, simultaneous_data,
+     "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
+};
+
+const unsigned n_approved = sizeof approved / sizeof *approved;
+
+int find_approved(enum difference difference, const struct past *h)
+{
+    const struct packet *p = &h->talk->p[h->i];
+
+    for (unsigned a = 0; a < n_approved; a++)
+        if (approved[a].difference == difference && approved[a].applies(h, p, &h->seen[h->i]))
+            return (int)a;
+    return -1;
+}
