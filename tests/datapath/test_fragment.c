@@ -529,7 +529,7 @@ START_TEST(clock_wraps)
     moat_fragment_judged(t, &a, true, NULL, 0, NULL, NULL);
     c.now_s = 10;
     ck_assert_int_eq(in_at(t, &c, 1, 24, 8, true, &a), MOAT_FRAGMENT_PASS);
-    c.now_s = 26;
+    c.now_s = MOAT_FRAGMENT_S - 4;
     ck_assert_int_eq(in_at(t, &c, 1, 32, 8, true, &a), MOAT_FRAGMENT_HOLD);
     end_table(t, c.now_s);
 }
