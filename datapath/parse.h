@@ -90,7 +90,8 @@ struct moat_pkt {
  *   Header lengths against the bytes that are there and against `total`; Ethernet
  *   padding behind the IP packet is allowed.  A total length of 0 with more than
  *   64 KiB (TSO) is not special: guests with TSO send a length that fits.
- * - TCP flags that no stack sends (SYN+FIN, SYN+RST, RST+URG, FIN without ACK, none):
+ * - TCP flags that no stack sends (SYN+FIN, SYN+RST, SYN+ACK+URG, RST+URG, FIN without
+ *   ACK, none):
  *   MOAT_R_TCP_FLAGS.  TCP port 0 and UDP port 0 as destination: MOAT_R_L4_MALFORMED.
  * Checksums are not checked: guests leave them to the host (partial checksums). */
 void moat_parse(struct moat_pkt *);
