@@ -87,6 +87,8 @@ static bool flags_possible(uint8_t f)
         return false;
     if ((f & MOAT_TCP_RST) && (f & (MOAT_TCP_FIN | MOAT_TCP_URG)))
         return false;
+    if ((f & MOAT_TCP_SYN) && (f & MOAT_TCP_ACK) && (f & MOAT_TCP_URG))
+        return false;
     /* Only SYN and RST may come without ACK (RFC 9293, section 3.10.7.4). */
     return f & (MOAT_TCP_ACK | MOAT_TCP_SYN | MOAT_TCP_RST);
 }

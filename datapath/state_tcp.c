@@ -201,8 +201,9 @@ RARE enum moat_reason answer(struct moat_ses_side *src, struct moat_ses_side *ds
     return MOAT_R_NONE;
 }
 
-/* A SYN of an end that has sent one.  Nobody has answered: it may start anew, with
- * another number, or without the data that the first one had (RFC 7413, section 4.1.3). */
+/* A SYN of an end that has sent one.  Nobody has answered: it may start anew with another
+ * number.  With the same one it may lack the data (RFC 7413, section 4.1.3) or options of
+ * the first; which of them is answered is not known, and the widest counts. */
 RARE enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side *dst,
                                 const struct moat_tcp_seg *s)
 {
@@ -214,16 +215,18 @@ RARE enum moat_reason again_syn(struct moat_ses_side *src, struct moat_ses_side 
             STORE(src->seq_lo, end);
             STORE(src->seq_hi, end);
         }
-        STORE(src->max_win, s->win);
-        STORE(src->wscale, s->wscale | OPENED);
+        if (LOAD(src->max_win) < s->win)
+            STORE(src->max_win, s->win);
+        if ((LOAD(src->wscale) & (SCALE_SEEN | SCALE_MASK)) < s->wscale)
+            STORE(src->wscale, s->wscale | OPENED);
         return MOAT_R_NONE;
     }
     if (LOAD(dst->state) == MOAT_TCPS_NONE) {
         open_with_syn(src, dst, s);
         return MOAT_R_NONE;
     }
-    if (end == was && LOAD(src->state) <= MOAT_TCPS_ESTABLISHED &&
-        (opened || LOAD(dst->state) == MOAT_TCPS_SYN_SENT))
+    if (end == was && (LOAD(dst->state) == MOAT_TCPS_SYN_SENT ||
+                       (opened && LOAD(src->state) == MOAT_TCPS_SYN_SENT)))
         return MOAT_R_NONE;
     return opened ? MOAT_TCP_UNBELIEVED : MOAT_R_TCP_STATE;
 }
@@ -325,6 +328,8 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
     uint32_t slack = dst_win < MAX_AHEAD ? max32(dst_win, MIN_SLACK) : MAX_AHEAD;
     bool exact;
 
+    if (LOAD(src->state) >= MOAT_TCPS_CLOSING)
+        low--; /* the FIN may have moved the edge */
     if (guessed || lenient) {
         low = lo - slack;
         hi += lenient ? slack : 0;
@@ -387,8 +392,8 @@ RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_s
     struct seg g;
     bool in_window;
 
-    if (peers == MOAT_TCPS_NONE)
-        return MOAT_R_TCP_STATE;
+    if (peers == MOAT_TCPS_NONE || before(LOAD(src->seq_hi), LOAD(src->seq_lo)))
+        return MOAT_R_TCP_STATE; /* not answered; never heard */
     measure(src, dst, s, &g, &src_win, &dst_win);
     in_window = fits(src, dst, &g, src_win, dst_win, lenient);
     if (mine == MOAT_TCPS_SYN_SENT && peers == MOAT_TCPS_ESTABLISHED &&
@@ -402,16 +407,16 @@ RARE enum moat_reason again_syn_ack(struct moat_ses_side *src, struct moat_ses_s
         return MOAT_R_TCP_WINDOW;
     }
     if (mine == MOAT_TCPS_SYN_SENT ||
-        (mine == MOAT_TCPS_ESTABLISHED && g.end == LOAD(src->seq_lo))) {
+        (mine == MOAT_TCPS_ESTABLISHED && g.end == LOAD(src->seq_lo) && !s->len)) {
         widen(src, dst, s);
         if (peers == MOAT_TCPS_SYN_SENT)
             rise(dst, MOAT_TCPS_ESTABLISHED);
         return MOAT_R_NONE;
     }
-    /* The end that called has one to send only in a simultaneous open. */
-    if (LOAD(src->wscale) & OPENED)
+    /* An old one, late.  The end that called has one to send only in a simultaneous open. */
+    if (LOAD(src->wscale) & OPENED || before(LOAD(src->seq_lo), g.end))
         return MOAT_R_TCP_STATE;
-    return before(LOAD(src->seq_hi), LOAD(src->seq_lo)) ? MOAT_R_TCP_WINDOW : MOAT_TCP_UNBELIEVED;
+    return MOAT_TCP_UNBELIEVED;
 }
 
 /* A segment with a FIN or behind one, or after a reset.  There is nothing new behind a FIN,

@@ -117,8 +117,6 @@ int tracer_open(struct tracer *t, const struct cli *cli, uint32_t snaplen)
         tracer_close(t);
         return CLI_FAILED;
     }
-    /* Who drives us must know when packets count; as tcpdump does. */
-    fprintf(stderr, "moatctl: listening on %zu slots\n", t->n_slots);
     return CLI_OK;
 }
 
@@ -242,6 +240,8 @@ int tracer_run(struct tracer *t, tracer_packet_fn *packet, void (*idle)(void *au
     /* Of standard output only that its reader went away, as in "| head". */
     p[t->n_streams] = (struct pollfd){.fd = STDOUT_FILENO};
     catch_signals(&waiting);
+    /* Who drives us must know when packets count; as tcpdump does. */
+    fprintf(stderr, "moatctl: listening on %zu slots\n", t->n_slots);
     while (rc > 0) {
         int n = ppoll(p, t->n_streams + 1, NULL, &waiting);
 

@@ -140,6 +140,7 @@ static const struct row rows[] = {
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x06}), .name = "SYN|RST"},
     {"6t", NO(TCP_FLAGS), PATCH({L4, 13, 0x15}), .name = "RST|FIN"},
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x34}), .name = "RST|URG"},
+    {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x32}), .name = "SYN|ACK|URG"},
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x3f}), .name = "all flags"},
     {"4t", OK(TCP, 6), PATCH({L4, 12, 0xc0}), .name = "header to the very end"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 12, 0x40}), .name = "data offset 4"},

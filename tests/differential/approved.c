@@ -36,15 +36,13 @@ static uint8_t state(const struct seen *s, unsigned who)
     return s->before[who].state;
 }
 
-/* Nobody has answered the SYN of the packet's sender, or of its addressee. */
-static bool is_unanswered(const struct seen *s)
+/* Before an answer came, a SYN with another number or other options. */
+static bool is_other_syn(const struct packet *p, const struct seen *s)
 {
-    return s->live && (state(s, CLIENT) == MOAT_TCPS_NONE || state(s, SERVER) == MOAT_TCPS_NONE);
-}
-
-static bool is_opening(const struct seen *s)
-{
-    return state(s, CLIENT) <= MOAT_TCPS_SYN_SENT || state(s, SERVER) <= MOAT_TCPS_SYN_SENT;
+    return is_syn(p) && state(s, p->from) == MOAT_TCPS_SYN_SENT &&
+           state(s, !p->from) == MOAT_TCPS_NONE &&
+           (p->seq + 1 != s->before[!p->from].seq_hi ||
+            p->wscale != (s->before[p->from].wscale & 0x8f));
 }
 
 /* --- what came before --- */
@@ -61,7 +59,9 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
                              .mode = h->mode,
                              .used = h->answered || h->used || h->half_open,
                              .forged = h->forged,
-                             .refused = h->refused};
+                             .refused = h->refused,
+                             .refused_syn = h->refused_syn,
+                             .end = {p->seq, p->seq}};
 
         *h = fresh;
     } else if (is_syn(p)) {
@@ -69,8 +69,8 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
             h->challenged = true;
         else if (state(s, who) == MOAT_TCPS_NONE)
             h->simultaneous = true;
-        else if (state(s, !who) == MOAT_TCPS_NONE && p->seq + 1 != s->before[!who].seq_hi)
-            h->other_syn = true;
+        else
+            h->other_syn |= is_other_syn(p, s);
     } else if (is_syn_ack(p)) {
         if (!s->unbelieved && state(s, who) == MOAT_TCPS_SYN_SENT &&
             p->seq + p->len + 1 != s->before[who].seq_lo)
@@ -80,6 +80,8 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
     }
     if (s->live && !s->unbelieved && state(s, who) == MOAT_TCPS_NONE)
         h->answered = true;
+    if (!s->unbelieved && (state(s, who) == MOAT_TCPS_NONE || before(h->end[who], end_of(p))))
+        h->end[who] = end_of(p);
     if (p->flags & ACK && (!h->acks[who] || before(h->acked[who], p->ack))) {
         h->acks[who] = true;
         h->acked[who] = p->ack;
@@ -98,10 +100,12 @@ void look_back(struct past *h, const struct talk *t, const struct seen *seen, un
     h->i = i;
     h->mode = mode;
     for (unsigned k = 0; k < i; k++) {
-        if (seen[k].reason)
+        if (seen[k].reason) {
             h->refused = true;
-        else if (t->p[k].kind == K_TCP)
+            h->refused_syn |= t->p[k].kind == K_TCP && is_syn(&t->p[k]);
+        } else if (t->p[k].kind == K_TCP) {
             look_at(h, &t->p[k], &seen[k]);
+        }
     }
 }
 
@@ -113,29 +117,38 @@ static bool old_reset(const struct past *h, const struct packet *p, const struct
     return p->flags & RST && h->acks[!p->from] && before(p->seq, h->acked[!p->from]);
 }
 
+static bool edge(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    return s->live && before(s->before[p->from].seq_lo, p->seq) &&
+           ((p->flags & RST && s->unbelieved) ||
+            (p->flags & FIN && state(s, p->from) == MOAT_TCPS_SYN_SENT));
+}
+
 static bool half_open(const struct past *h, const struct packet *p, const struct seen *s)
 {
     (void)p;
-    return h->half_open && is_unanswered(s);
+    return h->half_open && s->live;
 }
 
 static bool simultaneous(const struct past *h, const struct packet *p, const struct seen *s)
 {
-    return (h->simultaneous && is_opening(s)) ||
-           (is_syn(p) && s->live && state(s, p->from) == MOAT_TCPS_NONE);
+    bool opener = s->before[p->from].wscale & 0x10;
+
+    return s->live && (h->simultaneous || (is_syn(p) && state(s, p->from) == MOAT_TCPS_NONE) ||
+                       (is_syn_ack(p) && opener));
 }
 
 static bool other_syn(const struct past *h, const struct packet *p, const struct seen *s)
 {
-    (void)p;
-    return h->other_syn && is_opening(s);
+    return s->live && (h->other_syn || is_other_syn(p, s));
 }
 
 static bool other_answer(const struct past *h, const struct packet *p, const struct seen *s)
 {
-    return (h->other_answer && is_opening(s)) ||
-           (is_syn_ack(p) && state(s, p->from) == MOAT_TCPS_SYN_SENT &&
-            end_of(p) != s->before[p->from].seq_lo);
+    return s->live &&
+           (h->other_answer || (is_syn_ack(p) && state(s, p->from) == MOAT_TCPS_SYN_SENT &&
+                                end_of(p) != s->before[p->from].seq_lo));
 }
 
 static bool challenged(const struct past *h, const struct packet *p, const struct seen *s)
@@ -146,8 +159,22 @@ static bool challenged(const struct past *h, const struct packet *p, const struc
 
 static bool used(const struct past *h, const struct packet *p, const struct seen *s)
 {
-    return (h->used && is_unanswered(s)) ||
-           (is_syn(p) && !s->live && (h->answered || h->used || h->half_open));
+    return s->live ? h->used : is_syn(p) && (h->answered || h->used || h->half_open);
+}
+
+static bool sack_ahead(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    for (unsigned k = 0; k < p->n_sack; k++)
+        if (before(h->end[!p->from], p->sack[k][1]))
+            return true;
+    return false;
+}
+
+static bool refused_syn(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return h->mode == SIDE_BY_SIDE && h->refused_syn && s->live;
 }
 
 static bool after_reset(const struct past *h, const struct packet *p, const struct seen *s)
@@ -159,8 +186,8 @@ static bool after_reset(const struct past *h, const struct packet *p, const stru
 
 static bool nobody_follows(const struct past *h, const struct packet *p, const struct seen *s)
 {
-    (void)p;
-    return s->live && h->lost_ovs && h->lost_kernel;
+    /* Open vSwitch itself has no mercy with a RST or a FIN that does not fit exactly. */
+    return s->live && h->lost_kernel && (h->lost_ovs || p->flags & (RST | FIN));
 }
 
 /* --- stricter --- */
@@ -214,6 +241,13 @@ static bool older_connection(const struct past *h, const struct packet *p, const
     return p->flags & RST && !(p->flags & ACK) && !h->answered && (h->used || h->half_open);
 }
 
+static bool two_answers(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    (void)s;
+    return h->other_answer;
+}
+
 static bool bare_reset(const struct past *h, const struct packet *p, const struct seen *s)
 {
     (void)h;
@@ -236,6 +270,13 @@ const struct approved approved[] = {
      "offered: "
      "Moat keeps the edge of the window, not the acknowledgement; it believes nothing of it and "
      "the receiver drops it (RFC 5961, 3.2)"},
+    {"at-the-edge", LOOSER, edge,
+     "a RST that is not exact, or the FIN of an end that nobody has acknowledged yet, at the far "
+     "end of "
+     "the window: Moat's edge may be above the kernel's, by the rounding of a scaled window, by "
+     "the "
+     "window of an old segment or by that of the SYN; the RST is not believed and will be "
+     "challenged (RFC 5961, 3.2), which Open vSwitch lets nobody do"},
     {"half-open", LOOSER, half_open,
      "the called end still has an older connection; the RST that the caller sends for that one is "
      "not "
@@ -246,8 +287,9 @@ const struct approved approved[] = {
      "kernel "
      "takes the first ACK for the end of the handshake"},
     {"another-first-syn", LOOSER, other_syn,
-     "before an answer came the caller began anew with another number: the last SYN counts; Open "
-     "vSwitch keeps the first one, the kernel the higher one"},
+     "before an answer came the caller sent another SYN: with another number the last one counts, "
+     "with "
+     "other options the widest; Open vSwitch keeps the first one, the kernel the higher one"},
     {"another-syn-ack", LOOSER, other_answer,
      "an end that keeps no state (SYN cookies) answers a SYN that comes again with another number, "
      "and "
@@ -260,6 +302,14 @@ const struct approved approved[] = {
      "the tuple of a connection that is over is used again, by either end that may call: the "
      "kernel "
      "keeps the old one until the answer, and lets the end that was called not call"},
+    {"sack-ahead", LOOSER, sack_ahead,
+     "a SACK block for what was not sent: the kernel takes its edge for an acknowledgement, Moat "
+     "does "
+     "not look at SACK; the acknowledgement itself fits"},
+    {"refused-syn", LOOSER, refused_syn,
+     "side by side, a SYN of the end that may not call: both others forget the connection before "
+     "their "
+     "rules refuse the SYN; to Moat it is nothing"},
     {"after-a-reset", LOOSER, after_reset,
      "what is within the windows of a connection that was reset passes unbelieved for a few "
      "seconds, so "
@@ -282,6 +332,10 @@ const struct approved approved[] = {
      "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
      "had "
      "forgotten the connection: the caller will send its SYN again, and the answer to that fits"},
+    {"two-answers", STRICTER, two_answers,
+     "two SYN|ACKs with different numbers passed before either was acknowledged, and the caller "
+     "took "
+     "the first: it will be reset by the end that sent both"},
     {"reset-of-an-older-connection", STRICTER, older_connection,
      "the caller resets a connection before its present call without having been challenged for it "
      "in "

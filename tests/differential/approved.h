@@ -31,6 +31,8 @@ struct past {
     bool lost_ovs, lost_kernel; /* has refused a packet that Moat passed */
     bool forged;                /* in the talk: a forged packet passed Moat */
     bool refused;               /* in the talk: Moat refused a packet */
+    bool refused_syn;           /* in the talk: Moat refused a SYN of the called end */
+    uint32_t end[2];            /* behind the last octet that this end has sent */
     uint32_t acked[2];          /* highest acknowledgement that this end has sent */
     bool acks[2];
 };

@@ -15,7 +15,7 @@
 #include "tracker.h"
 
 #define BATCH 200 /* conversations between two flushes of the others' tables */
-#define MAX_COMPLAINTS 5
+#define MAX_COMPLAINTS 5000
 
 struct run {
     void (*make)(struct talk *, uint64_t seed, uint32_t number);

@@ -83,7 +83,11 @@ part "quarantine of web"
 check_least "sessions of web before" "$(count web --port=5001)" 1
 ctl A vm quarantine web --wait=10
 check_soon 2 "no session of web is left, idle ones neither" is 0 count web
-cut_after() { echo $((($(event_us sessions-cut web) - $(event_us quarantine web)) / 1000)); }
+cut_after() {
+    local cut
+    cut=$(event_us sessions-cut web)
+    [ -z "$cut" ] && echo none || echo $(((cut - $(event_us quarantine web)) / 1000))
+}
 check_soon 5 "an event says that sessions were cut" at_least 1 events sessions-cut web
 check_most "milliseconds from the event of the quarantine to that" "$(cut_after)" 2000
 check_soon 10 "web's live connection hears nothing: it retransmits" beyond 0 retransmits web busy

@@ -41,7 +41,7 @@ int cmd_hold(int argc, char **argv)
     say(outcome(fd < 0 ? -fd : 0));
     if (fd < 0)
         return 0;
-    background();
+    background(fd);
     while (recv(fd, &c, 1, 0) > 0)
         ;
     return 0;
@@ -55,7 +55,7 @@ int cmd_udp_echo(int argc, char **argv)
     int fd = socket(AF_INET6, SOCK_DGRAM, 0);
     if (fd < 0 || bind(fd, (struct sockaddr *)&any.ss, any.len) < 0)
         die("port %s: %s", argv[1], strerror(errno));
-    background();
+    background(fd);
     for (;;) {
         struct end from = {.len = sizeof from.ss};
         ssize_t n = recvfrom(fd, buf, sizeof buf, 0, (struct sockaddr *)&from.ss, &from.len);

@@ -118,7 +118,7 @@ int cmd_serve(int argc, char **argv)
     if (listener < 0 || bind(listener, (struct sockaddr *)&any.ss, any.len) < 0 ||
         listen(listener, 64) < 0)
         die("port %s: %s", argv[1], strerror(errno));
-    background();
+    background(listener);
     signal(SIGCHLD, SIG_IGN);
     for (;;) {
         int fd = accept(listener, NULL, NULL);

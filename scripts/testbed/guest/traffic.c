@@ -106,7 +106,7 @@ const char *outcome(int error)
     return name ? name : "?";
 }
 
-void background(void)
+void background(int keep)
 {
     fflush(NULL);
     pid_t pid = fork();
@@ -118,6 +118,10 @@ void background(void)
     int null = open("/dev/null", O_RDWR);
     for (int fd = 0; fd < 3; fd++)
         dup2(null, fd);
+    // Whatever else the caller had open, such as a lock, is not ours to keep.
+    for (int fd = 3; fd < 1024; fd++)
+        if (fd != keep)
+            close(fd);
 }
 
 int local_port(int fd)

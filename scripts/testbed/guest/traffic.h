@@ -32,8 +32,8 @@ bool pattern_is(const uint8_t *bytes, size_t n, uint64_t seed, uint64_t at);
 // "ok", "timeout", or the errno as a name that scripts can compare ("ECONNREFUSED").
 const char *outcome(int error);
 
-// Goes on in the background; the caller's shell gets its prompt back.
-void background(void);
+// Goes on in the background with the socket `keep`; the caller's shell gets its prompt back.
+void background(int keep);
 
 // A TCP connection from source port `sport` (0: any) within timeout_ms: the socket, or -errno.
 int tcp_open(const struct end *to, int sport, int timeout_ms);

@@ -800,6 +800,8 @@ test_engine() {
 # moatctl that goes on: leaves its pid in `follower`, its output in out and err.
 follow() {
     checks=$((checks + 1))
+    : >out # what was there before must not be taken for its output
+    : >err
     "$moatctl" "$@" >out 2>err </dev/null &
     follower=$!
 }
