@@ -12,7 +12,9 @@
 #include <string.h>
 #include <time.h>
 
+#include "fragment.h"
 #include "slot.h"
+#include "sweep.h"
 
 #define DEFAULT_SLOTS 128
 #define MAX_SLOTS 4000 /* 12 bits of the session key, and not 0 */
@@ -45,6 +47,7 @@ static bool session_belongs(void *e_, const struct moat_session *s)
         e->slots[index].view->tag != s->key.tag)
         return false;
     e->slots[index].sessions++;
+    e->slots[index].half_open += !!(s->flags & MOAT_SES_F_HALF_OPEN);
     return true;
 }
 
@@ -106,7 +109,9 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
     }
     e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
     e->sessions = moat_session_table_create(e->map);
-    if (!e->slots || !e->sessions || init_locks(e)) {
+    e->fragments = moat_fragments_create(&(struct moat_fragment_conf){
+        .n_slots = e->conf.n_slots, .seed = {e->map->head->seed[0], e->map->head->seed[3]}});
+    if (!e->slots || !e->sessions || !e->fragments || init_locks(e)) {
         snprintf(err, err_size, "out of memory");
         moat_engine_destroy(e);
         return NULL;
@@ -134,6 +139,7 @@ void moat_engine_destroy(struct moat_engine *e)
         moat_ruleset_destroy(e->slots[i].rules);
     free(e->slots);
     moat_session_table_destroy(e->sessions);
+    moat_fragments_destroy(e->fragments);
     moat_events_destroy(&e->events);
     moat_mapping_close(e->map);
     free(e);
@@ -219,7 +225,22 @@ static bool session_over(void *a_, const struct moat_session *s)
             : NULL;
 
     return !v || v->tag != tag || __atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT ||
-           moat_session_expired(s, a->now_s);
+           moat_session_expired(s, a->now_s, &v->timers);
+}
+
+/* A removed session's slot forgets it.  Those of an earlier incarnation were uncounted when they
+ * became void. */
+static void uncount(struct moat_engine *e, uint32_t slot, uint32_t tag, struct moat_session *s)
+{
+    const struct moat_view *v = __atomic_load_n(&e->slots[slot].view, __ATOMIC_ACQUIRE);
+    uint8_t flags = __atomic_fetch_and(&s->flags, (uint8_t)~MOAT_SES_F_HALF_OPEN, __ATOMIC_RELAXED);
+
+    if (!v || v->tag != tag)
+        return;
+    if (__atomic_load_n(&e->slots[slot].sessions, __ATOMIC_RELAXED))
+        __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
+    if (flags & MOAT_SES_F_HALF_OPEN)
+        moat_slot_half_open_ended(&e->slots[slot]);
 }
 
 /* A slice per turn, so that no turn is long however large the table is.  Reads views as a
@@ -239,11 +260,7 @@ static void age(struct moat_engine *e, struct moat_thread *self)
 
         if (tag && slot < e->conf.n_slots &&
             moat_session_remove_if(e->sessions, i, session_over, &a)) {
-            const struct moat_view *v = __atomic_load_n(&e->slots[slot].view, __ATOMIC_ACQUIRE);
-
-            /* Those of an earlier incarnation were uncounted when they became void. */
-            if (v && v->tag == tag && __atomic_load_n(&e->slots[slot].sessions, __ATOMIC_RELAXED))
-                __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
+            uncount(e, slot, tag, moat_session_at(e->sessions, i));
             moat_count(moat_thread_counters(self, slot), MOAT_C_SESSIONS_EXPIRED, 1);
         }
     }
@@ -256,6 +273,9 @@ void moat_engine_turn(struct moat_engine *e)
     struct moat_thread *self = moat_thread_self(e);
 
     moat_slots_turn(e);
-    if (self)
-        age(e, self);
+    moat_fragments_age(e->fragments, (uint32_t)(moat_engine_now_ms(e) / 1000));
+    if (!self)
+        return;
+    moat_sweep_turn(e, self);
+    age(e, self);
 }

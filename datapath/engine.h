@@ -64,6 +64,7 @@ struct moat_engine {
     uint32_t recovered_slots, recovered_sessions;
     uint64_t started_s;
     uint32_t age_next; /* control thread: next session to look at */
+    uint32_t sweep_next, sweep_left; /* sweep.c; under lock, `left` is atomic */
     uint64_t id;       /* of this engine object: a thread's cached context belongs to it */
 };
 

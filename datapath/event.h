@@ -2,25 +2,20 @@
 #ifndef MOAT_DP_EVENT_H
 #define MOAT_DP_EVENT_H 1
 
-/* Ring of events from all threads to the control thread.  Bounded; posting never
- * waits, takes no lock and makes no system call unless `urgent`; when it is full the
- * event is lost and counted.  (D. Vyukov's bounded queue: each cell carries the
- * ticket of who may use it next.) */
+/* Ring of events from all threads to the control thread (ring.h).  Posting never waits,
+ * takes no lock and makes no system call unless `urgent`; when it is full the event is
+ * lost and counted. */
 
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "moat/ctl.h"
 
-struct moat_event_cell;
+#include "ring.h"
 
 struct moat_events {
-    struct moat_event_cell *cells;
-    uint32_t mask;
+    struct moat_ring ring;
     int wake_fd; /* eventfd: readable after an urgent event */
-    uint64_t lost;
-    uint64_t head __attribute__((aligned(64))); /* next ticket to post */
-    uint64_t tail __attribute__((aligned(64))); /* next to take; control thread only */
 };
 
 int moat_events_init(struct moat_events *, uint32_t size); /* a power of two */

@@ -3,16 +3,28 @@
 /* What a VM may claim to be: its MAC, its addresses and allowed prefixes, and the IPv6
  * link-local address made from its MAC (RFC 4291 appendix A).  The unspecified address
  * only where protocols need it: DHCP (RFC 2131), ARP probes (RFC 5227), duplicate address
- * detection and MLD (RFC 4862, RFC 3810). */
+ * detection and MLD (RFC 4862, RFC 3810); a probe asks for an address of the VM's own, since it
+ * makes the true owner's fail.
+ *
+ * Guards against rogue routers (RFC 6105) and DHCP servers (as DHCP snooping).  Extension
+ * headers hide nothing (RFC 7113): the parser has walked them.
+ *
+ * Learn-once: the first address of a family that the VM uses becomes its own for good.  Two
+ * threads may see two first addresses: one of them wins. */
 
 #include "guard.h"
 
 #include <string.h>
 
+#include "mapping.h"
 #include "slot.h"
 
 enum {
+    ICMP_REDIRECT = 5,
+    ICMP_ROUTER_ADVERTISEMENT = 9,
     ND_RS = 133,
+    ND_RA = 134,
+    ND_REDIRECT = 137,
     ND_NS = 135,
     ND_NA = 136,
     MLD1_REPORT = 131,
@@ -20,6 +32,8 @@ enum {
     MLD2_REPORT = 143
 };
 enum { ND_OPT_SOURCE = 1, ND_OPT_TARGET = 2 };
+enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DHCP6_CLIENT = 546 };
+enum { BOOTP_OP = 0, BOOTP_HTYPE = 1, BOOTP_HLEN = 2, BOOTP_CHADDR = 28, BOOTP_REPLY = 2 };
 
 static const uint8_t zeros[16];
 
@@ -51,14 +65,51 @@ static bool is_link_local_of(const uint8_t mac[6], const uint8_t *a)
     return !memcmp(a, id, 16);
 }
 
+static bool is_multicast(unsigned family, const uint8_t *addr)
+{
+    return family == MOAT_FAM_IP6 ? addr[0] == 0xff : addr[0] >= 224;
+}
+
+/* True: addr is the one that was learnt, perhaps just now. */
+static bool learn(const struct moat_view *v, unsigned family, const uint8_t *addr)
+{
+    struct moat_learnt *l = &v->learnt[family == MOAT_FAM_IP6];
+    unsigned len = family == MOAT_FAM_IP6 ? 16 : 4;
+    uint32_t state = __atomic_load_n(&l->state, __ATOMIC_ACQUIRE);
+
+    if (!memcmp(addr, zeros, len) || is_multicast(family, addr))
+        return false;
+    if (state == MOAT_LEARNT_NOTHING &&
+        __atomic_compare_exchange_n(&l->state, &state, MOAT_LEARNING, false, __ATOMIC_ACQ_REL,
+                                    __ATOMIC_ACQUIRE)) {
+        memcpy(l->addr, addr, len);
+        __atomic_store_n(&l->state, MOAT_LEARNT, __ATOMIC_RELEASE);
+        return true;
+    }
+    return state == MOAT_LEARNT && !memcmp(l->addr, addr, len);
+}
+
 static bool owns(const struct moat_view *v, unsigned family, const uint8_t *addr)
 {
-    if (!v->n_addrs)
+    bool learns = v->settings.spoof == MOAT_SPOOF_LEARN;
+
+    if (!v->n_addrs && !learns)
         return true;
     for (unsigned i = 0; i < v->n_addrs; i++)
         if (v->addrs[i].family == family && prefix_match(v->addrs[i].addr, addr, v->addrs[i].plen))
             return true;
-    return family == MOAT_FAM_IP6 && is_link_local_of(v->mac, addr);
+    if (family == MOAT_FAM_IP6 && is_link_local_of(v->mac, addr))
+        return true;
+    return learns && learn(v, family, addr);
+}
+
+/* What a probe asks for: an address of the VM's own, or one that it has yet to choose. */
+static bool may_probe(const struct moat_view *v, unsigned family, const uint8_t *addr)
+{
+    if (v->settings.spoof == MOAT_SPOOF_LEARN &&
+        __atomic_load_n(&v->learnt[family == MOAT_FAM_IP6].state, __ATOMIC_ACQUIRE) != MOAT_LEARNT)
+        return true;
+    return owns(v, family, addr);
 }
 
 static enum moat_reason check_arp(const struct moat_view *v, const struct moat_pkt *p)
@@ -67,7 +118,8 @@ static enum moat_reason check_arp(const struct moat_view *v, const struct moat_p
 
     if (memcmp(arp + 8, v->mac, 6))
         return MOAT_R_SPOOF_ARP;
-    if (memcmp(p->src, zeros, 4) && !owns(v, MOAT_FAM_IP4, p->src))
+    if (memcmp(p->src, zeros, 4) ? !owns(v, MOAT_FAM_IP4, p->src)
+                                 : !may_probe(v, MOAT_FAM_IP4, p->dst))
         return MOAT_R_SPOOF_ARP;
     return MOAT_R_NONE;
 }
@@ -84,6 +136,9 @@ static enum moat_reason check_nd(const struct moat_view *v, const struct moat_pk
         return MOAT_R_L4_MALFORMED;
     if (p->icmp_type == ND_NA && !owns(v, MOAT_FAM_IP6, p->data + p->l4_off + 8))
         return MOAT_R_SPOOF_ND;
+    if (p->icmp_type == ND_NS && !memcmp(p->src, zeros, 16) &&
+        !may_probe(v, MOAT_FAM_IP6, p->data + p->l4_off + 8))
+        return MOAT_R_SPOOF_ND;
     while (end - o >= 8) {
         if (!o[1])
             return MOAT_R_L4_MALFORMED;
@@ -94,6 +149,42 @@ static enum moat_reason check_nd(const struct moat_view *v, const struct moat_pk
         o += o[1] * 8;
     }
     return MOAT_R_NONE;
+}
+
+/* A client asks in its own name (RFC 2131, section 2); only a server answers.  A BOOTP message is
+ * known by its ports, the server's being 67 on one side at least. */
+static enum moat_reason check_dhcp4(const struct moat_view *v, const struct moat_pkt *p)
+{
+    const uint8_t *bootp = p->data + p->l4_off + 8;
+
+    if (p->dport == DHCP_CLIENT)
+        return MOAT_R_DHCP_GUARD;
+    if (p->dport != DHCP_SERVER)
+        return MOAT_R_NONE;
+    if (p->l4_off + 8u + BOOTP_CHADDR + 6 > p->len)
+        return MOAT_R_L4_MALFORMED;
+    if (bootp[BOOTP_OP] == BOOTP_REPLY)
+        return MOAT_R_DHCP_GUARD;
+    if (bootp[BOOTP_HTYPE] != 1 || bootp[BOOTP_HLEN] != 6 ||
+        memcmp(bootp + BOOTP_CHADDR, v->mac, 6))
+        return MOAT_R_SPOOF_DHCP;
+    return MOAT_R_NONE;
+}
+
+/* What only a router or a DHCP server says. */
+static enum moat_reason check_roles(const struct moat_view *v, const struct moat_pkt *p)
+{
+    bool ip6 = p->family == MOAT_FAM_IP6;
+
+    if (p->kind == MOAT_PKT_ICMP_OTHER && v->settings.ra_guard &&
+        (ip6 ? p->icmp_type == ND_RA || p->icmp_type == ND_REDIRECT
+             : p->icmp_type == ICMP_ROUTER_ADVERTISEMENT || p->icmp_type == ICMP_REDIRECT))
+        return MOAT_R_RA_GUARD;
+    if (p->kind != MOAT_PKT_UDP || !v->settings.dhcp_guard)
+        return MOAT_R_NONE;
+    if (!ip6)
+        return check_dhcp4(v, p);
+    return p->dport == DHCP6_CLIENT ? MOAT_R_DHCP_GUARD : MOAT_R_NONE;
 }
 
 static enum moat_reason check_ip4(const struct moat_view *v, const struct moat_pkt *p)
@@ -128,10 +219,8 @@ static enum moat_reason check_ip6(const struct moat_view *v, const struct moat_p
     return nd ? check_nd(v, p) : MOAT_R_NONE;
 }
 
-enum moat_reason moat_guard_from_vm(const struct moat_view *v, const struct moat_pkt *p)
+static enum moat_reason check_source(const struct moat_view *v, const struct moat_pkt *p)
 {
-    if (v->settings.spoof != MOAT_SPOOF_STRICT)
-        return MOAT_R_NONE;
     if (!mac_equal(p->data + 6, v->mac))
         return MOAT_R_SPOOF_MAC;
     switch (p->family) {
@@ -144,6 +233,28 @@ enum moat_reason moat_guard_from_vm(const struct moat_view *v, const struct moat
     default:
         return MOAT_R_NONE;
     }
+}
+
+enum moat_reason moat_guard_from_vm(const struct moat_view *v, const struct moat_pkt *p)
+{
+    enum moat_reason reason = MOAT_R_NONE;
+
+    if (v->settings.spoof != MOAT_SPOOF_OFF)
+        reason = check_source(v, p);
+    return reason ? reason : check_roles(v, p);
+}
+
+bool moat_guard_tags(const struct moat_view *v, const struct moat_pkt *p)
+{
+    return v->settings.vlan == MOAT_VLAN_INSPECT || (!p->vlan && p->n_tags <= 1);
+}
+
+bool moat_guard_ethertype(const struct moat_view *v, const struct moat_pkt *p)
+{
+    for (unsigned i = 0; i < v->settings.n_ethertypes; i++)
+        if (v->settings.ethertypes[i] == p->ethertype)
+            return true;
+    return false;
 }
 
 bool moat_guard_own_rarp(const struct moat_view *v, const struct moat_pkt *p)

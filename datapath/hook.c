@@ -15,24 +15,31 @@
  * register() clears what an earlier life of the path has left.
  *
  * Packet threads read ports[] and call the pipe, which brackets the burst; no locks,
- * allocation or system calls here. */
+ * allocation or system calls here.
+ *
+ * Frames beside the burst (hook_inject()): those for the VM go to its first ring at once, past
+ * note and marks, which know only what the switch sends; those from the VM wait in the port
+ * (pending.h) and are returned in front of its next burst. */
 
 #include "hook.h"
 
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <rte_branch_prediction.h>
 #include <rte_errno.h>
 #include <rte_mbuf.h>
 #include <rte_mbuf_dyn.h>
+#include <rte_mempool.h>
 #include <rte_prefetch.h>
 #include <rte_vhost.h>
 
 #include "engine.h"
 #include "hook_prefix.h"
+#include "pending.h"
 #include "pipe.h"
 #include "slot.h"
 
@@ -40,14 +47,39 @@ _Static_assert(HOOK_BURST == MOAT_BURST_MAX, "a burst is a burst");
 
 #define PREFETCH_AHEAD 4
 
+/* mbufs of our own, for what a VM gets beside the burst: freed before the call that made them
+ * ends.  The switch's pools are not ours to keep an address of: it destroys them, when an MTU
+ * changes. */
+#define OWN_MBUFS 255
+#define OWN_POOL "moat_inject"
+#define VM_FIRST_RING 0 /* the guest's first receive queue */
+
 static struct moat_engine *engine;
 static struct moat_switch vhost;
+static struct rte_mempool *own_mbufs;
 static uint64_t unsent_flag; /* on packets that were judged, but not taken by the ring */
 static struct moat_port *ports[MOAT_MAX_VIDS];
 
 /* Measured in an object that was opened late: 8 cycles an access, 7 with TLS descriptors,
  * 4 with the initial-exec model, which such an object may not count on.  Once a burst. */
 static __thread struct hook_note note;
+
+/* A port's `host`. */
+struct host {
+    int vid; /* of the running device; -1: none.  Atomic */
+    struct moat_pending pending;
+};
+
+/* Those of an engine before this one serve again. */
+static struct rte_mempool *find_own_mbufs(void)
+{
+    struct rte_mempool *pool = rte_mempool_lookup(OWN_POOL);
+
+    return pool ? pool
+                : rte_pktmbuf_pool_create(OWN_POOL, OWN_MBUFS, 0, 0,
+                                          RTE_PKTMBUF_HEADROOM + MOAT_PENDING_FRAME_MAX,
+                                          SOCKET_ID_ANY);
+}
 
 int hook_init(struct moat_engine *e, const struct moat_switch *sw, char *err, size_t err_size)
 {
@@ -56,6 +88,11 @@ int hook_init(struct moat_engine *e, const struct moat_switch *sw, char *err, si
 
     if (bit < 0) {
         snprintf(err, err_size, "no mbuf flag to be had: %s", rte_strerror(rte_errno));
+        return -rte_errno;
+    }
+    own_mbufs = find_own_mbufs();
+    if (!own_mbufs) {
+        snprintf(err, err_size, "no memory for %u mbufs: %s", OWN_MBUFS, rte_strerror(rte_errno));
         return -rte_errno;
     }
     unsent_flag = UINT64_C(1) << bit;
@@ -93,12 +130,35 @@ static struct moat_port *find_port(int vid)
     return found;
 }
 
+/* The device that has the port's rings from now on; nothing of an earlier one is left over. */
+static void set_device(struct moat_port *port, int vid)
+{
+    struct host *host = port->host;
+
+    __atomic_store_n(&host->vid, vid, __ATOMIC_RELEASE);
+    moat_pending_clear(&host->pending);
+}
+
+/* Not if another one has taken its place already. */
+static void unset_device(struct moat_port *port, int vid)
+{
+    const struct host *host = port->host;
+
+    if (__atomic_load_n(&host->vid, __ATOMIC_ACQUIRE) == vid)
+        set_device(port, -1);
+}
+
 int hook_port_register(const char *path)
 {
     struct moat_port *port = moat_port_register(engine, path);
 
     if (!port)
         return errno ? -errno : -EIO;
+    if (!port->host)
+        port->host = calloc(1, sizeof(struct host));
+    if (!port->host)
+        return -ENOMEM;
+    set_device(port, -1);
     for (int vid = 0; vid < MOAT_MAX_VIDS; vid++)
         if (port_of(vid) == port)
             set_port(vid, NULL);
@@ -118,8 +178,10 @@ void hook_started(int vid)
 {
     struct moat_port *port = port_of(vid);
 
-    if (port)
+    if (port) {
+        set_device(port, vid);
         moat_port_started(port);
+    }
 }
 
 void hook_logging(int vid, int on)
@@ -134,8 +196,10 @@ void hook_stopped(int vid)
 {
     struct moat_port *port = port_of(vid);
 
-    if (port)
+    if (port) {
+        unset_device(port, vid);
         moat_port_stopped(port);
+    }
 }
 
 void hook_disconnected(int vid)
@@ -143,8 +207,10 @@ void hook_disconnected(int vid)
     struct moat_port *port = port_of(vid);
 
     set_port(vid, NULL);
-    if (port)
+    if (port) {
+        unset_device(port, vid);
         moat_port_connected(port, false);
+    }
 }
 
 /* --- bursts --- */
@@ -206,6 +272,78 @@ static unsigned sift(struct rte_mbuf **to, struct rte_mbuf **from, unsigned n, u
     return kept;
 }
 
+/* --- frames beside the burst --- */
+
+static void count_lost(const struct moat_port *port)
+{
+    const struct moat_slot *slot = __atomic_load_n(&port->slot, __ATOMIC_ACQUIRE);
+    struct moat_thread *self = moat_thread_self(engine);
+
+    if (slot && self)
+        moat_count(moat_thread_counters(self, slot->index), MOAT_C_INJECT_LOST, 1);
+}
+
+/* The ring is locked by the vhost library, within the call, and by nobody else. */
+static bool give_to_vm(const struct host *host, const uint8_t *frame, uint32_t len)
+{
+    int vid = __atomic_load_n(&host->vid, __ATOMIC_ACQUIRE);
+    struct rte_mbuf *m = vid < 0 ? NULL : rte_pktmbuf_alloc(own_mbufs);
+    bool sent = false;
+
+    if (m && len <= rte_pktmbuf_tailroom(m)) {
+        memcpy(rte_pktmbuf_append(m, (uint16_t)len), frame, len);
+        sent = vhost.enqueue(vid, VM_FIRST_RING, &m, 1) == 1;
+    }
+    rte_pktmbuf_free(m); /* copied or not */
+    return sent;
+}
+
+void hook_inject(struct moat_port *port, enum moat_dir dir, const uint8_t *frame, uint32_t len)
+{
+    struct host *host = port->host;
+
+    if (dir == MOAT_TO_VM ? !give_to_vm(host, frame, len)
+                          : !moat_pending_push(&host->pending, frame, len))
+        count_lost(port);
+}
+
+/* Up to n frames that wait, in mbufs of the switch's pool.  Without an mbuf they wait on. */
+static __attribute__((noinline)) unsigned
+take_pending(struct moat_port *port, struct rte_mempool *pool, struct rte_mbuf **pkts, unsigned n)
+{
+    struct host *host = port->host;
+    unsigned k = 0;
+
+    while (k < n && moat_pending_any(&host->pending)) {
+        struct rte_mbuf *m = rte_pktmbuf_alloc(pool);
+        uint32_t room, len;
+
+        if (!m)
+            break;
+        room = rte_pktmbuf_tailroom(m);
+        len = moat_pending_pop(&host->pending, rte_pktmbuf_mtod(m, uint8_t *), room);
+        if (len && len <= room) {
+            rte_pktmbuf_append(m, (uint16_t)len);
+            pkts[k++] = m;
+            continue;
+        }
+        rte_pktmbuf_free(m);
+        if (!len)
+            break; /* another thread is at it */
+        count_lost(port);
+    }
+    return k;
+}
+
+static bool has_pending(const struct moat_port *port)
+{
+    const struct host *host = port->host;
+
+    return moat_pending_any(&host->pending);
+}
+
+/* --- from the VM --- */
+
 uint16_t hook_dequeue(int vid, uint16_t queue, struct rte_mempool *pool, struct rte_mbuf **pkts,
                       uint16_t n)
 {
@@ -214,13 +352,20 @@ uint16_t hook_dequeue(int vid, uint16_t queue, struct rte_mempool *pool, struct 
 
     if (unlikely(port && moat_port_holds(port)))
         return 0;
-    got = vhost.dequeue(vid, queue, pool, pkts, n);
-    for (unsigned i = 0, m; i < got; i += m) {
+    if (unlikely(port && has_pending(port))) {
+        kept = take_pending(port, pool, pkts, n);
+        if (kept == n)
+            return n; /* the library is never asked for nothing */
+    }
+    got = kept + vhost.dequeue(vid, queue, pool, pkts + kept, (uint16_t)(n - kept));
+    for (unsigned i = kept, m; i < got; i += m) {
         m = RTE_MIN(got - i, (unsigned)MOAT_BURST_MAX);
         kept += sift(pkts + kept, pkts + i, m, judge(port, MOAT_FROM_VM, pkts + i, m));
     }
     return (uint16_t)kept;
 }
+
+/* --- to the VM --- */
 
 struct ring {
     struct moat_port *port;

@@ -6,15 +6,20 @@
  * to what the switch expects of a burst.  The functions are those of moat_engine_ops
  * (loader/engine_abi.h). */
 
+#include "engine.h"
 #include "loader/engine_abi.h"
-
-struct moat_engine;
 
 /* Before anything else.  EAL is up.  0, or negative errno with the reason in err. */
 int hook_init(struct moat_engine *, const struct moat_switch *, char *err, size_t err_size);
 
 moat_dequeue_fn hook_dequeue;
 moat_enqueue_fn hook_enqueue;
+
+/* moat_engine_conf's `inject`, of ports that hook_port_register() made.  What finds no room is
+ * counted at the port's slot (inject.lost).  The VM gets frames of up to
+ * MOAT_PENDING_FRAME_MAX bytes at once; those from it leave with the next dequeue from
+ * any of its queues. */
+moat_inject_fn hook_inject;
 
 int hook_port_register(const char *path);
 void hook_connected(int vid);

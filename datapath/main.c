@@ -184,7 +184,7 @@ static const struct moat_engine_ops engine_ops = {
 __attribute__((visibility("default"))) const struct moat_engine_ops *
 moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
 {
-    struct moat_engine_conf conf = {0};
+    struct moat_engine_conf conf = {.inject = hook_inject};
     struct moat_engine *engine;
 
     log_type = rte_log_register_type_and_pick_level("moat", RTE_LOG_INFO);

@@ -37,6 +37,15 @@ struct moat_mapping_head {
     char boot_id[40]; /* the clock below counts from this boot */
 };
 
+/* Anti-spoofing learn-once: the first address of a family that the VM has used.  Written by a
+ * packet thread, once: who changes `state` from NOTHING to LEARNING writes the address. */
+enum { MOAT_LEARNT_NOTHING = 0, MOAT_LEARNING = 1, MOAT_LEARNT = 2 };
+
+struct moat_learnt {
+    uint32_t state; /* atomic */
+    uint8_t addr[16];
+};
+
 /* One slot as it survives.  A change of conf is written beside the old one and
  * committed by one store; so is a ruleset. */
 struct moat_slot_rec {
@@ -50,9 +59,9 @@ struct moat_slot_rec {
     uint32_t rules_index;  /* committed: 0 or 1; MOAT_NO_RULES: none */
     uint32_t rules_len[2];
     uint32_t unplugged;    /* its port went away in this switch's life: blocked until claimed */
-    uint32_t n_learnt;     /* anti-spoofing learn-once: addresses of the VM, one per family */
-    uint32_t enroll_until; /* ENROLLING: engine clock, seconds; 0: when the rings start */
-    struct moat_addr learnt[2];
+    uint32_t enroll_until; /* ENROLLING: engine clock, seconds; 0: not running yet */
+    uint32_t pad;
+    struct moat_learnt learnt[2]; /* IPv4, IPv6 */
     struct moat_slot_conf conf[2];
 };
 

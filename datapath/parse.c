@@ -33,9 +33,14 @@ enum {
     P_FRAGMENT = 44,
     P_AH = 51,
     P_ICMP6 = 58,
+    P_NO_NEXT = 59,
     P_DSTOPTS = 60,
     P_MOBILITY = 135,
+    P_HIP = 139,
+    P_SHIM6 = 140,
 };
+
+enum { OPT_PAD1 = 0, OPT_JUMBO = 0xc2, OPT_HOME_ADDRESS = 0xc9 };
 
 #define NOINLINE __attribute__((noinline))
 #define LIKELY(C) __builtin_expect(!!(C), 1)
@@ -125,8 +130,7 @@ static inline void parse_udp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
 
     /* A length of 0 is what segmentation offload leaves of a datagram beyond 64 KiB: not
      * accepted. */
-    if (l4_len < 8 || off + 8 > p->len || be16(u + 4) < 8 || be16(u + 4) > l4_len ||
-        !be16(u + 2)) {
+    if (l4_len < 8 || off + 8 > p->len || be16(u + 4) < 8 || be16(u + 4) > l4_len || !be16(u + 2)) {
         bad(p, MOAT_R_L4_MALFORMED);
         return;
     }
@@ -206,32 +210,70 @@ static inline void parse_l4(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
         p->kind = MOAT_PKT_IP_OTHER;
 }
 
+/* --- fragments --- */
+
+/* Does the first fragment end before layer 4's header does?  What has no ports is to have the
+ * 8 bytes that an ICMP error would quote. */
+static bool header_is_cut(const struct moat_pkt *p, uint32_t off, uint32_t l4_len)
+{
+    if (p->proto != P_TCP)
+        return l4_len < 8;
+    return l4_len < 20 || (off + 20 <= p->len && (uint32_t)(p->data[off + 12] >> 4) * 4 > l4_len);
+}
+
+/* The UDP length speaks of the whole datagram: at least of what is here. */
+static void parse_first_udp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
+{
+    const uint8_t *u = p->data + off;
+
+    p->l4_off = (uint16_t)off;
+    if (off + 8 > p->len || be16(u + 4) < l4_len || !be16(u + 2)) {
+        bad(p, MOAT_R_L4_MALFORMED);
+        return;
+    }
+    p->kind = MOAT_PKT_UDP;
+    p->sport = be16(u);
+    p->dport = be16(u + 2);
+}
+
 /* A first fragment has all headers or is refused (RFC 1858, RFC 7112). */
 static void parse_first_fragment(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
 {
-    p->frag = 1;
-    /* The UDP length speaks of the whole datagram. */
-    if (p->proto == P_UDP) {
-        if (l4_len < 8 || off + 8 > p->len || !be16(p->data + off + 2)) {
-            bad(p, MOAT_R_FRAG_TINY);
-            return;
-        }
-        p->l4_off = (uint16_t)off;
-        p->kind = MOAT_PKT_UDP;
-        p->sport = be16(p->data + off);
-        p->dport = be16(p->data + off + 2);
-        return;
-    }
-    parse_l4(p, off, l4_len);
-    if (p->reason == MOAT_R_L4_MALFORMED)
-        p->reason = MOAT_R_FRAG_TINY;
+    if (header_is_cut(p, off, l4_len))
+        bad(p, MOAT_R_FRAG_TINY);
+    else if (p->proto == P_UDP)
+        parse_first_udp(p, off, l4_len);
+    else
+        parse_l4(p, off, l4_len);
 }
 
+/* Only its place is looked at.  TCP at 8 or 16 means a header that was cut, or is to be
+ * overwritten (RFC 3128). */
 static void later_fragment(struct moat_pkt *p, uint32_t off)
 {
-    p->frag = 2;
     p->l4_off = (uint16_t)off;
-    p->kind = MOAT_PKT_IP_OTHER;
+    if (p->proto == P_TCP && p->frag_at < 20)
+        bad(p, MOAT_R_FRAG_TINY);
+    else
+        p->kind = MOAT_PKT_IP_OTHER;
+}
+
+/* Fills in a fragment's place; false if there is no such place.  DF beside it and the reserved
+ * bit of IPv4 mean nothing to those who reassemble, so they mean nothing here. */
+static bool place_fragment(struct moat_pkt *p, uint32_t head, uint32_t at, uint32_t len, bool more)
+{
+    p->frag = at ? 2 : 1;
+    p->frag_more = more;
+    p->frag_at = (uint16_t)at;
+    p->frag_head = (uint16_t)head;
+    p->frag_len = len;
+    if (head + at + len > 65535)
+        bad(p, MOAT_R_FRAG_SIZE);
+    else if (!len)
+        bad(p, at ? MOAT_R_IP_MALFORMED : MOAT_R_FRAG_TINY);
+    else if (more && len % 8)
+        bad(p, MOAT_R_IP_MALFORMED);
+    return !p->reason;
 }
 
 /* --- IPv4 --- */
@@ -257,11 +299,10 @@ static NOINLINE void parse_ip4_fragment(struct moat_pkt *p, uint32_t off, uint32
 {
     uint32_t at = (uint32_t)(frag & 0x1fff) * 8;
 
-    if (at + l4_len > 65515 || ((frag & 0x2000) && l4_len % 8))
-        bad(p, MOAT_R_IP_MALFORMED);
-    else if (at == 8 && p->proto == P_TCP)
-        bad(p, MOAT_R_FRAG_TINY); /* RFC 3128 */
-    else if (at)
+    p->frag_id = be16(p->data + p->l3_off + 4);
+    if (!place_fragment(p, off - p->l3_off, at, l4_len, frag & 0x2000))
+        return;
+    if (at)
         later_fragment(p, off);
     else
         parse_first_fragment(p, off, l4_len);
@@ -305,100 +346,182 @@ static inline void parse_ip4(struct moat_pkt *p, uint32_t off)
 struct walk {
     uint32_t off, left; /* next header; bytes of the packet from there */
     uint8_t next;
+    uint8_t message; /* a header that may be all there is: Mobility, HIP or Shim6; else 0 */
+    bool fragment;   /* behind a fragment header, atomic or not */
 };
 
-/* One extension header with a length in units of 8 (AH: of 4) bytes. */
+/* Headers that name the next one and their own length, all in one form (RFC 6564) but for AH.
+ * What is neither one of these nor a fragment header ends the walk: an upper layer, ESP, "no next
+ * header", experiments (253, 254), anything unknown. */
+static bool is_extension(uint8_t next)
+{
+    switch (next) {
+    case P_HOPOPTS:
+    case P_ROUTING:
+    case P_DSTOPTS:
+    case P_AH:
+    case P_MOBILITY:
+    case P_HIP:
+    case P_SHIM6:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool is_message(uint8_t next)
+{
+    return next == P_MOBILITY || next == P_HIP || next == P_SHIM6;
+}
+
+/* What the chain ends in.  Mobility, HIP and Shim6 messages say that nothing follows: then
+ * they are the upper layer themselves. */
+static uint8_t upper_layer(uint8_t next, uint8_t message)
+{
+    return next == P_NO_NEXT && message ? message : next;
+}
+
+static uint32_t extension_size(uint8_t type, const uint8_t *h)
+{
+    return type == P_AH ? ((uint32_t)h[1] + 2) * 4 : ((uint32_t)h[1] + 1) * 8;
+}
+
+/* Routing headers of type 0 are dead (RFC 5095); others only once they have no work left, for
+ * until then the destination is not the one that counts. */
+static bool routed(const uint8_t *h)
+{
+    return h[2] == 0 || h[3];
+}
+
+/* Options in hop-by-hop and destination options headers.  A Home Address makes another source
+ * of the one that was checked (RFC 6275); a jumbo payload cannot be, with a payload length
+ * (RFC 2675). */
+static enum moat_reason check_options(const uint8_t *o, const uint8_t *end)
+{
+    while (o < end) {
+        if (*o == OPT_PAD1) {
+            o++;
+            continue;
+        }
+        if (end - o < 2 || end - o < 2 + o[1] || *o == OPT_JUMBO)
+            return MOAT_R_IP_MALFORMED;
+        if (*o == OPT_HOME_ADDRESS)
+            return MOAT_R_IP_OPTIONS;
+        o += 2 + o[1];
+    }
+    return MOAT_R_NONE;
+}
+
+/* What an extension header of `size` bytes, all of them here, says against its packet. */
+static enum moat_reason check_extension(uint8_t type, const uint8_t *h, uint32_t size)
+{
+    switch (type) {
+    case P_HOPOPTS:
+    case P_DSTOPTS:
+        return check_options(h + 2, h + size);
+    case P_ROUTING:
+        return routed(h) ? MOAT_R_IP_OPTIONS : MOAT_R_NONE;
+    case P_AH:
+        return size < 12 ? MOAT_R_IP_MALFORMED : MOAT_R_NONE;
+    default:
+        return MOAT_R_NONE;
+    }
+}
+
 static bool skip_extension(struct moat_pkt *p, struct walk *w)
 {
     const uint8_t *h = p->data + w->off;
-    uint32_t size;
+    enum moat_reason reason;
+    uint32_t size = 8;
 
-    if (w->left < 8 || w->off + 8 > p->len) {
-        bad(p, MOAT_R_IP_MALFORMED);
-        return false;
-    }
-    size = w->next == P_AH ? ((uint32_t)h[1] + 2) * 4 : ((uint32_t)h[1] + 1) * 8;
+    if (w->left >= 8 && w->off + 8 <= p->len)
+        size = extension_size(w->next, h);
     if (size > w->left || w->off + size > p->len) {
-        bad(p, MOAT_R_IP_MALFORMED);
+        /* RFC 7112: all headers are in the first fragment. */
+        bad(p, p->frag && size > w->left ? MOAT_R_FRAG_TINY : MOAT_R_IP_MALFORMED);
         return false;
     }
-    if (w->next == P_ROUTING && (h[2] == 0 || h[3])) { /* RFC 5095; segments left */
-        bad(p, MOAT_R_IP_OPTIONS);
+    reason = check_extension(w->next, h, size);
+    if (reason) {
+        bad(p, reason);
         return false;
     }
+    if (is_message(w->next))
+        w->message = w->next;
     w->next = h[0];
     w->off += size;
     w->left -= size;
     return true;
 }
 
-/* True if the walk goes on behind an atomic fragment header (RFC 6946). */
+/* True if the walk goes on behind the header: in a first fragment, and in an atomic one, which is
+ * a whole packet (RFC 6946). */
 static bool fragment6(struct moat_pkt *p, struct walk *w)
 {
     const uint8_t *h = p->data + w->off;
+    uint32_t head = w->off - p->l3_off - 40;
     uint16_t frag;
 
+    if (w->fragment) { /* nested */
+        bad(p, MOAT_R_FRAG);
+        return false;
+    }
     if (w->left < 8 || w->off + 8 > p->len) {
         bad(p, MOAT_R_IP_MALFORMED);
         return false;
     }
+    if (h[0] == P_FRAGMENT) { /* nested too; a later fragment is not walked any further */
+        bad(p, MOAT_R_FRAG);
+        return false;
+    }
     frag = be16(h + 2);
+    w->fragment = true;
     w->next = h[0];
     w->off += 8;
     w->left -= 8;
-    if (((frag & 1) && w->left % 8) || (frag & 0xfff8) + w->left > 65535) {
-        bad(p, MOAT_R_IP_MALFORMED);
+    if (!(frag & 0xfff9))
+        return true;
+    p->proto = w->next;
+    p->frag_id = be32(h + 4);
+    if (!place_fragment(p, head, frag & 0xfff8, w->left, frag & 1))
         return false;
-    }
-    if (frag >> 3) {
-        p->proto = w->next;
+    if (p->frag_at)
         later_fragment(p, w->off);
-        return false;
-    }
-    if (frag & 1)
-        p->frag = 1;
-    return true;
+    return !p->frag_at;
+}
+
+/* Neighbour discovery and its certificates never come behind a fragment header (RFC 6980): the
+ * options that speak for an address would be out of sight. */
+static bool is_discovery(const struct moat_pkt *p)
+{
+    return p->kind == MOAT_PKT_ICMP_OTHER && p->proto == P_ICMP6 &&
+           ((p->icmp_type >= 133 && p->icmp_type <= 137) || p->icmp_type == 148);
 }
 
 static void end_of_headers(struct moat_pkt *p, const struct walk *w)
 {
-    p->proto = w->next;
+    p->proto = upper_layer(w->next, w->message);
     if (p->frag)
         parse_first_fragment(p, w->off, w->left);
     else
         parse_l4(p, w->off, w->left);
+    if (w->fragment && is_discovery(p))
+        bad(p, MOAT_R_FRAG);
 }
 
 static NOINLINE void parse_extensions(struct moat_pkt *p, struct walk *w)
 {
     for (unsigned n = 0; n <= MAX_EXTENSIONS; n++) {
-        switch (w->next) {
-        case P_HOPOPTS:
-            if (n) {
-                bad(p, MOAT_R_IP_MALFORMED);
-                return;
-            }
-            /* fall through */
-        case P_ROUTING:
-        case P_DSTOPTS:
-        case P_AH:
-        case P_MOBILITY:
-            if (!skip_extension(p, w)) {
-                if (p->frag == 1 && p->reason == MOAT_R_IP_MALFORMED)
-                    p->reason = MOAT_R_FRAG_TINY;
-                return;
-            }
-            break;
-        case P_FRAGMENT:
-            if (p->frag) { /* nested */
-                bad(p, MOAT_R_FRAG);
-                return;
-            }
+        if (w->next == P_FRAGMENT) {
             if (!fragment6(p, w))
                 return;
-            break;
-        default:
+        } else if (!is_extension(w->next)) {
             end_of_headers(p, w);
+            return;
+        } else if (w->next == P_HOPOPTS && n) {
+            bad(p, MOAT_R_IP_MALFORMED);
+            return;
+        } else if (!skip_extension(p, w)) {
             return;
         }
     }
@@ -408,7 +531,7 @@ static NOINLINE void parse_extensions(struct moat_pkt *p, struct walk *w)
 static NOINLINE void parse_ip6(struct moat_pkt *p, uint32_t off)
 {
     const uint8_t *ip = p->data + off;
-    struct walk w;
+    struct walk w = {0};
 
     if (off + 40 > p->len || ip[0] >> 4 != 6) {
         bad(p, MOAT_R_IP_MALFORMED);
@@ -450,7 +573,7 @@ static NOINLINE uint16_t skip_tags(struct moat_pkt *p, uint32_t *off, uint16_t t
     while (type == TYPE_VLAN || type == TYPE_QINQ) {
         if (p->n_tags == MAX_TAGS || *off + 4 > p->len) {
             bad(p, p->n_tags == MAX_TAGS ? MOAT_R_VLAN : MOAT_R_L2_SHORT);
-            return 0;
+            return p->n_tags == MAX_TAGS ? type : 0;
         }
         if (!p->n_tags)
             p->vlan = be16(p->data + *off) & 0xfff;
@@ -491,13 +614,16 @@ void moat_parse(struct moat_pkt *p)
     }
     if (p->data[0] & 1)
         p->cast = be32(p->data) == UINT32_MAX && be16(p->data + 4) == UINT16_MAX ? MOAT_BROADCAST
-                                                                                : MOAT_MULTICAST;
+                                                                                 : MOAT_MULTICAST;
     type = be16(p->data + 12);
     if (__builtin_expect(type == TYPE_VLAN || type == TYPE_QINQ, 0)) {
         type = skip_tags(p, &off, type);
-        if (p->reason)
+        if (p->reason) {
+            p->ethertype = type;
             return;
+        }
     }
+    p->ethertype = type;
     parse_l3(p, off, type);
 }
 
@@ -550,10 +676,12 @@ static bool quoted_ip4(struct moat_pkt *q, uint32_t off)
     return quoted_l4(q, off + header);
 }
 
+/* As parse_extensions(), as far as what is quoted must be looked at to find the session. */
 static bool quoted_ip6(struct moat_pkt *q, uint32_t off)
 {
     const uint8_t *ip = q->data + off;
-    uint8_t next;
+    uint8_t next, message = 0;
+    bool fragment = false;
 
     if (off + 40 > q->len || ip[0] >> 4 != 6)
         return false;
@@ -562,19 +690,28 @@ static bool quoted_ip6(struct moat_pkt *q, uint32_t off)
     q->dst = ip + 24;
     next = ip[6];
     off += 40;
-    for (unsigned n = 0; n < MAX_EXTENSIONS; n++) {
-        bool fragment = next == P_FRAGMENT, ah = next == P_AH;
+    for (unsigned n = 0; n <= MAX_EXTENSIONS; n++) {
+        const uint8_t *h = q->data + off;
 
-        if (!fragment && !ah && next != P_HOPOPTS && next != P_ROUTING && next != P_DSTOPTS &&
-            next != P_MOBILITY)
-            break;
-        if (off + 8 > q->len || (fragment && be16(q->data + off + 2) >> 3))
+        if (next != P_FRAGMENT && !is_extension(next)) {
+            q->proto = upper_layer(next, message);
+            return quoted_l4(q, off);
+        }
+        if (off + 8 > q->len || (next == P_HOPOPTS && n) || (next == P_ROUTING && routed(h)))
             return false;
-        next = q->data[off];
-        off += fragment ? 8 : 8 + (uint32_t)q->data[off + 1] * (ah ? 4 : 8);
+        if (next == P_FRAGMENT) {
+            if (fragment || be16(h + 2) >> 3)
+                return false;
+            fragment = true;
+            off += 8;
+        } else {
+            off += extension_size(next, h);
+        }
+        if (is_message(next))
+            message = next;
+        next = h[0];
     }
-    q->proto = next;
-    return quoted_l4(q, off);
+    return false;
 }
 
 /* Contiguous bytes of the IP packet: what is behind it is padding. */

@@ -66,12 +66,15 @@ struct moat_pkt {
     uint16_t n_tags;
     uint16_t l3_off, l4_off;
     uint16_t sport, dport; /* TCP, UDP, host byte order; else 0 */
-    uint16_t ethertype;    /* behind the tags */
-    uint8_t frag;          /* 0: whole; 1: first fragment; 2: later fragment */
-    uint8_t frag_more;     /* fragments: more follow (MF) */
-    uint32_t frag_id;      /* fragments: of the datagram */
-    uint32_t frag_at;      /* fragments: where this one's bytes belong in the fragmentable part */
-    uint32_t frag_len;     /* fragments: how many they are; with frag_at at most 65535 */
+    uint16_t ethertype;    /* behind the tags; 0 if the frame ends before it */
+    /* Fragments; all 0 in whole packets, IPv6 atomic fragments (RFC 6946) too. */
+    uint8_t frag;             /* 0: whole; 1: first fragment; 2: later fragment */
+    uint8_t frag_more;        /* more follow (MF); a first one always has it */
+    uint32_t frag_id;         /* identification of the datagram */
+    uint16_t frag_at;         /* where its bytes belong in the fragmentable part; a multiple of 8 */
+    uint16_t frag_head;       /* what the reassembled packet's length counts before that part: the
+                               * IPv4 header, IPv6 extension headers before the fragment header */
+    uint32_t frag_len;        /* how many bytes; never 0; frag_head + frag_at + frag_len <= 65535 */
     const uint8_t *src, *dst; /* L3 addresses in data: 4 or 16 bytes; ARP: spa, tpa */
     struct moat_tcp_seg tcp;
 
@@ -84,15 +87,23 @@ struct moat_pkt {
 /* Parses one frame.  Sets all output fields; `kind` is MOAT_PKT_BAD if and only if
  * `reason` is set.
  * - Ethernet with up to two 802.1Q/802.1ad tags; more: MOAT_R_VLAN.
- * - ARP over Ethernet for IPv4; RARP the same.  Other ethertypes: MOAT_R_L2_TYPE.
+ * - ARP over Ethernet for IPv4; RARP the same.  Other ethertypes: MOAT_R_L2_TYPE, and
+ *   ARP of other networks too: look at `ethertype`.
  * - IPv4 (options skipped; source routing refused), IPv6 with extension headers in
- *   any order, bounded (RFC 8200, RFC 7112; routing header type 0 refused, RFC 5095).
- *   Header lengths against the bytes that are there and against `total`; Ethernet
- *   padding behind the IP packet is allowed.  A total length of 0 with more than
- *   64 KiB (TSO) is not special: guests with TSO send a length that fits.
- * - TCP flags that no stack sends (SYN+FIN, SYN+RST, SYN+ACK+URG, RST+URG, FIN without
- *   ACK, none):
+ *   any order, at most 8 (RFC 8200, RFC 7112).  Header lengths against the bytes that are there and
+ *   against `total`; Ethernet padding behind the IP packet is allowed.  A total length of 0
+ *   with more than 64 KiB (TSO) is not special: guests with TSO send a length that fits.
+ *   Jumbograms (RFC 2675) are refused.
+ * - What makes another address count than the one that was checked: MOAT_R_IP_OPTIONS.  IPv6
+ *   routing headers with segments left, and of type 0 (RFC 5095); the Home Address option.
+ * - Mobility, HIP and Shim6 headers are skipped; `proto` is theirs if nothing follows.
+ * - TCP flags that no stack sends (SYN+FIN, SYN+RST, RST+URG, FIN without ACK, none):
  *   MOAT_R_TCP_FLAGS.  TCP port 0 and UDP port 0 as destination: MOAT_R_L4_MALFORMED.
+ * - Fragments, each by itself: a first one without all headers, TCP at 8 or 16: MOAT_R_FRAG_TINY;
+ *   beyond the longest packet: MOAT_R_FRAG_SIZE; nested, or around neighbour discovery (RFC
+ *   6980): MOAT_R_FRAG; without bytes, or not of 8 and not the last: MOAT_R_IP_MALFORMED.  The UDP
+ *   length is at least what the first one holds.  Of a later one nothing but its place is known,
+ *   and its kind is MOAT_PKT_IP_OTHER; `proto` is what its own header says.
  * Checksums are not checked: guests leave them to the host (partial checksums). */
 void moat_parse(struct moat_pkt *);
 

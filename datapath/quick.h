@@ -75,7 +75,13 @@ static inline __attribute__((always_inline)) bool moat_quick_own(const struct mo
     return moat_quick_32(d + MOAT_Q_SMAC) == moat_quick_32(v->mac) &&
            moat_quick_16(d + MOAT_Q_SMAC + 4) == moat_quick_16(v->mac + 4) &&
            moat_quick_32(d + MOAT_Q_SRC) == moat_quick_32(v->addrs[0].addr) &&
-           v->addrs[0].family == MOAT_FAM_IP4 && v->settings.spoof == MOAT_SPOOF_STRICT;
+           v->addrs[0].family == MOAT_FAM_IP4 && v->settings.spoof != MOAT_SPOOF_OFF;
+}
+
+/* What is sent to a DHCP port is the guard's. */
+static inline __attribute__((always_inline)) bool moat_quick_dhcp(const uint8_t *d, uint16_t dport)
+{
+    return d[MOAT_Q_PROTO] == 17 && (uint16_t)(dport - 67) <= 1;
 }
 
 static inline __attribute__((always_inline)) bool moat_quick_udp(struct moat_pkt *p, uint32_t total)
@@ -120,7 +126,8 @@ static inline __attribute__((always_inline)) bool moat_quick(const struct moat_v
     dport = moat_quick_be16(d + MOAT_Q_L4 + 2);
     if (__builtin_expect(!moat_quick_ip4(p, total) || !sport || !dport, 0))
         return false;
-    if (dir == MOAT_FROM_VM && __builtin_expect(!moat_quick_own(v, d), 0))
+    if (dir == MOAT_FROM_VM &&
+        __builtin_expect(!moat_quick_own(v, d) || moat_quick_dhcp(d, dport), 0))
         return false;
     if (d[MOAT_Q_PROTO] == 17 ? !moat_quick_udp(p, total)
                               : d[MOAT_Q_PROTO] != 6 || !moat_quick_tcp(p, total))

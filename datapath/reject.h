@@ -13,10 +13,16 @@
 
 #define MOAT_REJECT_MAX 256 /* bytes of an answer: headers, tags and the quoted beginning */
 
-/* Writes the whole frame that answers *p, tags as p's, addresses turned round, checksums right.
- * Returns its length, or 0 if p must not be answered: an ICMP error or redirect (RFC 1122,
- * 3.2.2), a RST, a fragment but the first, anything from or to a multicast, broadcast,
- * unspecified or loopback address or MAC, neighbour discovery, ARP, what could not be parsed. */
+/* Writes the whole frame that answers *p, which moat_parse() has seen: tags as p's, addresses
+ * turned round, all checksums in software, nothing left to an offload.  Returns its length, or
+ * 0 if p must not be answered (RFC 1122, section 3.2.2; RFC 4443, section 2.4 (e)):
+ * - an ICMP error, redirect, reply or any other ICMP message that is not a request; a RST;
+ * - a fragment but the first;
+ * - from or to a multicast, broadcast, unspecified or loopback address or MAC, or from and to
+ *   the same one;
+ * - neighbour discovery, ARP, what could not be parsed;
+ * - what has so few contiguous bytes that its answer could not be told whose it is.
+ * `reason` is not looked at: it may say already why p was refused. */
 unsigned moat_reject_build(const struct moat_pkt *p, uint8_t out[MOAT_REJECT_MAX]);
 
 #endif /* datapath/reject.h */

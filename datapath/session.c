@@ -8,9 +8,7 @@
  * table's load of at most one half this always succeeds in practice.
  *
  * Lock-free readers see a way's tag before or after its index; both orders are checked
- * against the entry's own key.  The hash is a salted multiply-and-fold (the idea of
- * wyhash): unlike CRC or Toeplitz it is not linear, so collisions cannot be computed
- * without the salt. */
+ * against the entry's own key. */
 
 #include "session.h"
 
@@ -25,22 +23,11 @@
 #include "mapping.h"
 #include "qsbr.h"
 #include "session_private.h"
+#include "spin.h"
 #include "state_other.h"
 #include "state_tcp.h"
 
 #define CACHE_REFILL 32
-
-static void spin_lock(uint8_t *l)
-{
-    while (__atomic_exchange_n(l, 1, __ATOMIC_ACQUIRE))
-        while (__atomic_load_n(l, __ATOMIC_RELAXED))
-            __builtin_ia32_pause();
-}
-
-static void spin_unlock(uint8_t *l)
-{
-    __atomic_store_n(l, 0, __ATOMIC_RELEASE);
-}
 
 /* Digits of pi: a seed that a test chose small still mixes. */
 static const uint64_t spread[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0,
@@ -96,7 +83,7 @@ static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
     uint64_t w[2];
 
     memcpy(w, a, 16);
-    return moat_session_mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
+    return moat_hash_mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
 }
 
 /* Symmetric in (local, lport) and (remote, rport).  For ICMP only the identifier counts:
@@ -113,7 +100,7 @@ static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat
 
 static inline uint32_t slot_mix(const struct moat_session_table *t, uint64_t hash, uint32_t tag)
 {
-    return (uint32_t)moat_session_mum(hash ^ t->seed[1], tag ^ t->seed[0]);
+    return (uint32_t)moat_hash_mum(hash ^ t->seed[1], tag ^ t->seed[0]);
 }
 
 /* Way tag: never 0 (free) or 1 (being written). */
@@ -267,12 +254,12 @@ uint32_t moat_session_lookup(const struct moat_session_table *t, const struct mo
 
 void moat_session_lock(struct moat_session_table *t, uint64_t hash)
 {
-    spin_lock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
+    moat_spin_lock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
 }
 
 void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
 {
-    spin_unlock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
+    moat_spin_unlock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
 }
 
 static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
@@ -290,11 +277,11 @@ static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
 static uint32_t take_free(struct moat_session_table *t, struct moat_thread *thread)
 {
     if (!thread->n_free) {
-        spin_lock(&t->free_lock);
+        moat_spin_lock(&t->free_lock);
         uint32_t n = t->n_free < CACHE_REFILL ? t->n_free : CACHE_REFILL;
         memcpy(thread->free, t->free + t->n_free - n, n * sizeof *t->free);
         __atomic_store_n(&t->n_free, t->n_free - n, __ATOMIC_RELAXED);
-        spin_unlock(&t->free_lock);
+        moat_spin_unlock(&t->free_lock);
         thread->n_free = n;
     }
     return thread->n_free ? thread->free[--thread->n_free] : MOAT_NO_SESSION;
@@ -302,10 +289,10 @@ static uint32_t take_free(struct moat_session_table *t, struct moat_thread *thre
 
 static void give_free(struct moat_session_table *t, const uint32_t *indexes, uint32_t n)
 {
-    spin_lock(&t->free_lock);
+    moat_spin_lock(&t->free_lock);
     memcpy(t->free + t->n_free, indexes, n * sizeof *indexes);
     __atomic_store_n(&t->n_free, t->n_free + n, __ATOMIC_RELAXED);
-    spin_unlock(&t->free_lock);
+    moat_spin_unlock(&t->free_lock);
 }
 
 void moat_session_thread_flush(struct moat_session_table *t, struct moat_thread *thread)
@@ -462,13 +449,14 @@ void moat_session_reclaim(struct moat_session_table *t, struct moat_qsbr *q)
     }
 }
 
-bool moat_session_idle_too_long(const struct moat_session *s, uint32_t idle_s)
+enum moat_timer moat_session_timer(const struct moat_session *s)
 {
-    enum moat_timer timer = s->key.proto == 6
-                                ? moat_tcp_timer(s->side)
-                                : moat_other_timer(s->side, s->key.family, s->key.proto);
-
-    return (int32_t)idle_s > 0 && idle_s > moat_timer_default(timer);
+    if (s->key.proto == 6)
+        return moat_tcp_timer(s->side);
+    if (__atomic_load_n(&s->marks, __ATOMIC_RELAXED) & MOAT_SES_MARK_ERROR &&
+        (s->key.proto == 1 || s->key.proto == 58))
+        return MOAT_T_ICMP_ERROR;
+    return moat_other_timer(s->side, s->key.family, s->key.proto);
 }
 
 /* --- recovery --- */

@@ -25,12 +25,12 @@
 #include <string.h>
 
 #include "moat/session.h"
+#include "moat/settings.h"
 
 #include "parse.h"
 
 #define MOAT_BUCKET_WAYS 8
 #define MOAT_NO_SESSION UINT32_MAX
-#define MOAT_SHORTEST_TIMER 10 /* seconds; none of MOAT_TIMERS is below */
 
 struct moat_mapping;
 struct moat_thread;
@@ -53,8 +53,18 @@ struct moat_key {
 
 #define MOAT_SES_F_WAIT_FROM_VM 0x10 /* imported: no packet in this direction yet */
 #define MOAT_SES_F_WAIT_TO_VM 0x20
-#define MOAT_SES_F_CUT 0x40 /* ended by policy: packets that meet it meet nothing */
-#define MOAT_SES_F_INTERNAL 0x70 /* bits that stay out of records */
+#define MOAT_SES_F_CUT 0x40       /* ended by policy: packets that meet it meet nothing */
+#define MOAT_SES_F_HALF_OPEN 0x80 /* counts as half-open; who clears it uncounts it.  Of a record, the
+                                   * bit says something else: MOAT_SES_F_STALE */
+#define MOAT_SES_F_INTERNAL 0xf0  /* bits that stay out of records */
+
+#define MOAT_SES_MARK_ERROR 0x01 /* an ICMP error came back: a query ends sooner */
+
+/* A slot's idle timers. */
+struct moat_timers {
+    uint32_t shortest; /* of the others */
+    uint32_t seconds[MOAT_N_TIMERS];
+};
 
 struct moat_session {
     struct moat_key key; /* key.tag is stored last: it makes the entry live */
@@ -62,7 +72,8 @@ struct moat_session {
     uint32_t seen;       /* engine clock of the last packet, seconds */
     uint8_t dir;         /* of the first packet */
     uint8_t flags;       /* MOAT_SES_F_* */
-    uint16_t pad;
+    uint8_t marks;       /* MOAT_SES_MARK_* */
+    uint8_t pad;
     struct moat_ses_side side[2];
     uint32_t rule; /* id of the rule that admitted it */
     uint32_t created;
@@ -83,8 +94,8 @@ void moat_session_table_destroy(struct moat_session_table *);
 
 /* Makes key and hash of a parsed packet that makes sessions (TCP, UDP, ICMP query, other
  * IP).  Pure but for the salt. */
-uint64_t moat_session_key(const struct moat_session_table *, const struct moat_pkt *,
-                          enum moat_dir, uint32_t tag, struct moat_key *);
+uint64_t moat_session_key(const struct moat_session_table *, const struct moat_pkt *, enum moat_dir,
+                          uint32_t tag, struct moat_key *);
 
 /* Looks up n <= 32 keys; pkts give the full IPv6 addresses.  out[i] is the index of the
  * session or MOAT_NO_SESSION.  Found sessions stay valid until the burst ends. */
@@ -133,16 +144,17 @@ bool moat_session_remove_if(struct moat_session_table *, uint32_t index,
 struct moat_qsbr;
 void moat_session_reclaim(struct moat_session_table *, struct moat_qsbr *);
 
-/* True if it has been idle for longer than its state allows. */
-bool moat_session_idle_too_long(const struct moat_session *, uint32_t idle_s);
+/* Which of its timers runs. */
+enum moat_timer moat_session_timer(const struct moat_session *);
 
-static inline bool moat_session_expired(const struct moat_session *s, uint32_t now_s)
+static inline bool moat_session_expired(const struct moat_session *s, uint32_t now_s,
+                                        const struct moat_timers *t)
 {
     uint32_t idle_s = now_s - __atomic_load_n(&s->seen, __ATOMIC_RELAXED);
 
-    /* No timer is shorter: the busy ones are not asked for their state. */
-    return __builtin_expect(idle_s > MOAT_SHORTEST_TIMER, 0) &&
-           moat_session_idle_too_long(s, idle_s);
+    /* The busy ones are not asked for their state.  Another thread's clock may be ahead. */
+    return __builtin_expect(idle_s > t->shortest, 0) && (int32_t)idle_s > 0 &&
+           idle_s > t->seconds[moat_session_timer(s)];
 }
 
 /* At start: rebuilds buckets and free list from the entries.  keep() says whether an

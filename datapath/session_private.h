@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+#include "hash.h"
 #include "session.h"
 
 #define MOAT_SESSION_STRIPES 1024
@@ -28,20 +29,13 @@ struct moat_session_table {
     uint8_t stripes[MOAT_SESSION_STRIPES]; /* insert locks, by first bucket */
 };
 
-static inline uint64_t moat_session_mum(uint64_t a, uint64_t b)
-{
-    __uint128_t r = (__uint128_t)a * b;
-
-    return (uint64_t)r ^ (uint64_t)(r >> 64);
-}
-
 static inline uint64_t moat_session_hash_halves(const struct moat_session_table *t, uint64_t l,
                                                 uint64_t r, uint64_t rest)
 {
     uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
 
-    return moat_session_mum(moat_session_mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2],
-                            rest ^ t->seed[3]);
+    return moat_hash_mum(moat_hash_mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2],
+                         rest ^ t->seed[3]);
 }
 
 static inline uint32_t moat_session_bucket(const struct moat_session_table *t, uint64_t hash)

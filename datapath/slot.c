@@ -27,9 +27,11 @@
 #include "engine.h"
 #include "mapping.h"
 #include "ruleset.h"
+#include "sweep.h"
 
-#define LOGS_PER_SECOND 20
 #define RARPS_PER_SECOND 10
+#define ANSWERS_PER_SECOND 100
+#define MIN_HALF_OPEN 64
 #define SILENT_AGENT_MS 2000 /* after the hold: then the engine decides alone */
 #define WAIT_MS_MAX 5000
 
@@ -75,10 +77,53 @@ static uint32_t slot_tag(const struct moat_slot *s, const struct moat_slot_rec *
     return (s->index + 1) | r->incarnation << 12;
 }
 
+static uint32_t or_default(uint32_t value, uint32_t otherwise)
+{
+    return value ? value : otherwise;
+}
+
+static void resolve_quotas(const struct moat_engine *e, struct moat_view *v)
+{
+    const struct moat_settings *s = &v->settings;
+
+    v->max_sessions = or_default(s->max_sessions, moat_session_table_size(e->sessions) / 2);
+    v->max_half_open = or_default(s->max_half_open, v->max_sessions / 4);
+    if (!s->max_half_open && v->max_half_open < MIN_HALF_OPEN)
+        v->max_half_open = MIN_HALF_OPEN;
+    v->max_new = or_default(s->max_new, MOAT_DEFAULT_NEW);
+    v->max_fragments = or_default(s->max_fragments, MOAT_DEFAULT_FRAGMENTS);
+    v->max_logs = or_default(s->max_logs, MOAT_DEFAULT_LOGS);
+    v->timers.shortest = UINT32_MAX;
+    for (unsigned t = 0; t < MOAT_N_TIMERS; t++) {
+        v->timers.seconds[t] = or_default(s->timers[t], moat_timer_default(t));
+        if (v->timers.seconds[t] < v->timers.shortest)
+            v->timers.shortest = v->timers.seconds[t];
+    }
+}
+
+/* The addresses of the inventory, and those that the VM has made its own. */
+static void own_addresses(struct moat_slot *s, struct moat_slot_rec *r, struct moat_view *v)
+{
+    const struct moat_slot_conf *c = conf_of(r);
+
+    v->n_addrs = c->n_addrs;
+    memcpy(v->addrs, c->addrs, c->n_addrs * sizeof *c->addrs); /* the rest stays zero */
+    s->n_learnt = 0;
+    for (unsigned i = 0; c->settings.spoof == MOAT_SPOOF_LEARN && i < 2; i++) {
+        struct moat_addr a = {.family = i ? MOAT_FAM_IP6 : MOAT_FAM_IP4, .plen = i ? 128 : 32};
+
+        if (__atomic_load_n(&r->learnt[i].state, __ATOMIC_ACQUIRE) != MOAT_LEARNT)
+            continue;
+        memcpy(a.addr, r->learnt[i].addr, i ? 16 : 4);
+        v->addrs[v->n_addrs++] = a;
+        s->n_learnt++;
+    }
+}
+
 /* Publishes what the record says and waits until no thread uses the old view. */
 static void refresh(struct moat_engine *e, struct moat_slot *s)
 {
-    const struct moat_slot_rec *r = rec_of(e, s);
+    struct moat_slot_rec *r = rec_of(e, s);
     const struct moat_slot_conf *c = conf_of(r);
     struct moat_view *v = s->view == &s->views[0] ? &s->views[1] : &s->views[0];
 
@@ -88,17 +133,16 @@ static void refresh(struct moat_engine *e, struct moat_slot *s)
         memset(v, 0, sizeof *v);
         v->state = r->unplugged ? MOAT_SLOT_BLOCKED : (uint8_t)r->state;
         memcpy(v->mac, c->mac, sizeof v->mac);
-        v->n_addrs = c->n_addrs;
-        memcpy(v->addrs, c->addrs, sizeof v->addrs);
+        own_addresses(s, r, v);
         v->index = s->index;
         v->tag = slot_tag(s, r);
         v->serial = r->serial;
         v->pickup_until = r->pickup_until;
         v->settings = c->settings;
-        v->max_sessions = c->settings.max_sessions ? c->settings.max_sessions
-                                                   : moat_session_table_size(e->sessions) / 2;
+        resolve_quotas(e, v);
         v->rules = s->rules;
         v->slot = s;
+        v->learnt = r->learnt;
         __atomic_store_n(&s->view, v, __ATOMIC_RELEASE);
     }
     moat_qsbr_synchronize(&e->qsbr);
@@ -106,6 +150,7 @@ static void refresh(struct moat_engine *e, struct moat_slot *s)
         /* Bursts on the old view have ended; one on the new view may have opened its first
          * sessions, which then do not count: better than counting the dead. */
         __atomic_store_n(&s->sessions, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&s->half_open, 0, __ATOMIC_RELAXED);
         s->voided = false;
     }
 }
@@ -117,7 +162,32 @@ static void set_state(struct moat_engine *e, struct moat_slot *s, enum moat_slot
     if (r->state == state)
         return;
     r->state = state;
+    if (state != MOAT_SLOT_ENROLLING)
+        r->enroll_until = 0;
     post(e, MOAT_EV_STATE, s, NULL, state, NULL);
+}
+
+static uint64_t would_refuse(struct moat_engine *e, const struct moat_slot *s)
+{
+    uint64_t all[MOAT_N_COUNTERS];
+
+    moat_engine_counters(e, s->index, all);
+    return all[MOAT_C_WOULD_REFUSE];
+}
+
+/* The time of an enrolment runs from the start of the rings: before, nothing was seen. */
+static void start_enrolling(struct moat_engine *e, struct moat_slot *s, uint32_t seconds)
+{
+    struct moat_slot_rec *r = rec_of(e, s);
+
+    if (seconds)
+        s->enroll_s = seconds;
+    if (!s->enroll_s)
+        s->enroll_s = or_default(conf_of(r)->settings.enroll_s, MOAT_DEFAULT_ENROLL_S);
+    if (r->enroll_until || !s->port || !s->port->running)
+        return;
+    s->enroll_base = would_refuse(e, s);
+    r->enroll_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + s->enroll_s;
 }
 
 /* All sessions of the slot become void with the next view; ageing collects them, and
@@ -265,6 +335,8 @@ void moat_port_started(struct moat_port *p)
         if (s->ready && !rec_of(e, s)->unplugged)
             open_slot(e, s, NULL);
     }
+    if (s && rec_of(e, s)->state == MOAT_SLOT_ENROLLING)
+        start_enrolling(e, s, 0);
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -425,14 +497,17 @@ static void init_slot(struct moat_engine *e, struct moat_slot *s, const struct m
     r->serial = r->serial + 1 ? r->serial + 1 : 1;
     r->rules_index = MOAT_NO_RULES;
     r->pickup_until = 0;
+    r->enroll_until = 0;
     r->unplugged = 0;
+    memset(r->learnt, 0, sizeof r->learnt);
     r->epoch = c->epoch;
     r->state = c->state;
     r->conf_index = 0;
     r->conf[0] = *c;
     s->hold_from_us = 0;
     s->hold_expired = s->precopy_wanted = s->handed_over = s->ready = false;
-    s->pickup_s = s->wait_ms = 0;
+    s->pickup_s = s->wait_ms = s->enroll_s = 0;
+    s->sweep = false;
     __atomic_store_n(&r->used, 1, __ATOMIC_RELEASE);
 }
 
@@ -494,6 +569,8 @@ int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char 
         if (s->port->running && rec_of(e, s)->state == MOAT_SLOT_ARRIVING && s->ready)
             open_slot(e, s, NULL);
     }
+    if (rec_of(e, s)->state == MOAT_SLOT_ENROLLING)
+        start_enrolling(e, s, 0);
 out:
     pthread_mutex_unlock(&e->lock);
     return rc;
@@ -574,10 +651,15 @@ int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, 
         s->ready = s->hold_expired = false;
         s->hold_from_us = s->port && s->port->running ? now_us(e) : 0;
     }
-    if (st->pickup_s)
+    if (st->pickup_s && st->state != MOAT_SLOT_ENROLLING)
         r->pickup_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + st->pickup_s;
     if (st->state != MOAT_SLOT_ARRIVING)
         s->ready = false;
+    if (st->state == MOAT_SLOT_ENROLLING && (st->pickup_s || r->state != st->state)) {
+        r->enroll_until = 0;
+        s->enroll_s = 0;
+        start_enrolling(e, s, st->pickup_s);
+    }
     set_state(e, s, st->state);
     refresh(e, s);
     pthread_cond_broadcast(&e->handed_over);
@@ -595,6 +677,7 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     struct moat_slot *s;
     uint32_t which;
     uint8_t *buf;
+    bool differs;
 
     if (len > MOAT_RULESET_MAX_SIZE) {
         snprintf(err, n, "ruleset of %zu bytes, at most %u", len, MOAT_RULESET_MAX_SIZE);
@@ -618,11 +701,15 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     }
     old = s->rules;
     old_head = old ? moat_ruleset_head(old) : NULL;
-    if (!old_head || memcmp(old_head->digest, moat_ruleset_head(fresh)->digest, 16))
+    differs = !old_head || memcmp(old_head->digest, moat_ruleset_head(fresh)->digest, 16);
+    if (differs)
         r->serial = r->serial + 1 ? r->serial + 1 : 1;
     s->rules = fresh;
     __atomic_store_n(&r->rules_index, which, __ATOMIC_RELEASE);
     refresh(e, s);
+    /* Others are judged again by their next packet; these must not wait for one. */
+    if (differs && conf_of(r)->settings.quarantine)
+        moat_sweep_start(e, s);
     moat_ruleset_destroy(old);
     pthread_mutex_unlock(&e->lock);
     return 0;
@@ -678,6 +765,12 @@ bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info
         }
         out->index = index;
         out->sessions = __atomic_load_n(&s->sessions, __ATOMIC_RELAXED);
+        out->half_open = __atomic_load_n(&s->half_open, __ATOMIC_RELAXED);
+        if (r->state == MOAT_SLOT_ENROLLING && r->enroll_until > now_us(e) / 1000000)
+            out->enroll_left_s = r->enroll_until - (uint32_t)(now_us(e) / 1000000);
+        out->n_learnt = s->n_learnt;
+        for (unsigned i = 0; i < s->n_learnt; i++)
+            out->learnt[i] = s->view->addrs[s->view->n_addrs - s->n_learnt + i];
         out->serial = r->serial;
         if (s->rules) {
             const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
@@ -749,6 +842,62 @@ int moat_slot_hits(struct moat_engine *e, const char *vnic, uint32_t first, uint
 
 /* --- housekeeping and recovery --- */
 
+static void end_hold(struct moat_engine *e, struct moat_slot *s, uint64_t now)
+{
+    const struct moat_slot_rec *r = rec_of(e, s);
+    const struct moat_settings *c = &conf_of(r)->settings;
+    uint64_t hold = (uint64_t)c->hold_ms * 1000;
+
+    if (!s->hold_from_us)
+        return;
+    if (!s->hold_expired && now - s->hold_from_us >= hold) {
+        s->hold_expired = true;
+        post(e, MOAT_EV_HOLD_EXPIRED, s, NULL, c->hold_ms, NULL);
+    }
+    if (now - s->hold_from_us >= hold + SILENT_AGENT_MS * 1000 && !r->unplugged) {
+        if (c->on_missing_state != MOAT_FAIL_BLOCK)
+            s->pickup_s = c->pickup_s;
+        open_slot(e, s, "the agent is silent: on-missing-state decided");
+    }
+}
+
+static void end_enrolment(struct moat_engine *e, struct moat_slot *s, uint64_t now)
+{
+    const struct moat_slot_rec *r = rec_of(e, s);
+
+    if (!r->enroll_until || now / 1000000 < r->enroll_until)
+        return;
+    set_state(e, s, MOAT_SLOT_ACTIVE);
+    refresh(e, s);
+    post(e, MOAT_EV_ENROLLED, s, NULL, (int64_t)(would_refuse(e, s) - s->enroll_base), NULL);
+}
+
+/* A packet thread has learnt an address: it becomes one of the slot's own. */
+static void adopt_learnt(struct moat_engine *e, struct moat_slot *s)
+{
+    const struct moat_slot_rec *r = rec_of(e, s);
+    unsigned learnt = 0;
+
+    for (unsigned i = 0; i < 2; i++)
+        learnt += __atomic_load_n(&r->learnt[i].state, __ATOMIC_ACQUIRE) == MOAT_LEARNT;
+    if (conf_of(r)->settings.spoof != MOAT_SPOOF_LEARN || learnt == s->n_learnt)
+        return;
+    refresh(e, s);
+    for (unsigned i = 0; i < 2; i++) {
+        struct moat_event ev = {.type = MOAT_EV_LEARNT,
+                                .flow.family = i ? MOAT_FAM_IP6 : MOAT_FAM_IP4};
+
+        if (s->learnt_told[i] ||
+            __atomic_load_n(&r->learnt[i].state, __ATOMIC_ACQUIRE) != MOAT_LEARNT)
+            continue;
+        s->learnt_told[i] = true;
+        memcpy(ev.vnic, conf_of(r)->vnic, sizeof ev.vnic);
+        memcpy(ev.path, conf_of(r)->path, sizeof ev.path);
+        memcpy(ev.flow.local, r->learnt[i].addr, i ? 16 : 4);
+        moat_event_post(&e->events, &ev, false);
+    }
+}
+
 void moat_slots_turn(struct moat_engine *e)
 {
     uint64_t now = now_us(e);
@@ -757,19 +906,14 @@ void moat_slots_turn(struct moat_engine *e)
     for (uint32_t i = 0; i < e->conf.n_slots; i++) {
         struct moat_slot *s = &e->slots[i];
         const struct moat_slot_rec *r = &e->map->slots[i];
-        uint64_t hold = (uint64_t)conf_of(r)->settings.hold_ms * 1000;
 
-        if (!r->used || r->state != MOAT_SLOT_ARRIVING || !s->hold_from_us)
+        if (!r->used)
             continue;
-        if (!s->hold_expired && now - s->hold_from_us >= hold) {
-            s->hold_expired = true;
-            post(e, MOAT_EV_HOLD_EXPIRED, s, NULL, conf_of(r)->settings.hold_ms, NULL);
-        }
-        if (now - s->hold_from_us >= hold + SILENT_AGENT_MS * 1000 && !r->unplugged) {
-            if (conf_of(r)->settings.on_missing_state != MOAT_FAIL_BLOCK)
-                s->pickup_s = conf_of(r)->settings.pickup_s;
-            open_slot(e, s, "the agent is silent: on-missing-state decided");
-        }
+        if (r->state == MOAT_SLOT_ARRIVING)
+            end_hold(e, s, now);
+        else if (r->state == MOAT_SLOT_ENROLLING)
+            end_enrolment(e, s, now);
+        adopt_learnt(e, s);
     }
     pthread_mutex_unlock(&e->lock);
 }
@@ -824,7 +968,14 @@ uint32_t moat_slots_recover(struct moat_engine *e)
             continue;
         }
         recover_rules(e, s, r);
+        for (unsigned k = 0; k < 2; k++) {
+            if (r->learnt[k].state != MOAT_LEARNT) /* a crash while it was written */
+                r->learnt[k].state = MOAT_LEARNT_NOTHING;
+            s->learnt_told[k] = r->learnt[k].state == MOAT_LEARNT;
+        }
         refresh(e, s);
+        if (conf_of(r)->settings.quarantine)
+            moat_sweep_start(e, s);
         n++;
     }
     return n;
@@ -839,12 +990,28 @@ static bool take_token(struct moat_tokens *t, uint32_t now_s, uint32_t per_secon
     return __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED) < per_second;
 }
 
-bool moat_slot_may_log(struct moat_slot *s, uint32_t now_s)
+bool moat_slot_may_log(struct moat_slot *s, uint32_t now_s, uint32_t per_second)
 {
-    return take_token(&s->logs, now_s, LOGS_PER_SECOND);
+    return take_token(&s->logs, now_s, per_second);
 }
 
 bool moat_slot_may_announce(struct moat_slot *s, uint32_t now_s)
 {
     return take_token(&s->rarps, now_s, RARPS_PER_SECOND);
+}
+
+bool moat_slot_may_open(struct moat_slot *s, uint32_t now_s, uint32_t per_second)
+{
+    return per_second == MOAT_DEFAULT_NEW || take_token(&s->opens, now_s, per_second);
+}
+
+bool moat_slot_may_answer(struct moat_slot *s, uint32_t now_s)
+{
+    return take_token(&s->answers, now_s, ANSWERS_PER_SECOND);
+}
+
+bool moat_slot_may_tell(struct moat_slot *s, enum moat_quota quota, uint32_t now_s)
+{
+    return __atomic_load_n(&s->told[quota], __ATOMIC_RELAXED) != now_s &&
+           __atomic_exchange_n(&s->told[quota], now_s, __ATOMIC_RELAXED) != now_s;
 }

@@ -20,8 +20,26 @@
 #include "moat/ctl.h"
 
 #include "ruleset.h"
+#include "session.h"
 
 struct moat_engine;
+struct moat_learnt;
+
+/* Quotas of a vNIC whose settings say 0; the sessions' ones depend on the table. */
+#define MOAT_DEFAULT_FRAGMENTS 256
+#define MOAT_DEFAULT_LOGS 20
+#define MOAT_DEFAULT_NEW UINT32_MAX /* no limit */
+#define MOAT_DEFAULT_ENROLL_S 60
+
+/* What has a quota, as far as events about it go. */
+enum moat_quota {
+    MOAT_QUOTA_SESSIONS,
+    MOAT_QUOTA_HALF_OPEN,
+    MOAT_QUOTA_NEW,
+    MOAT_QUOTA_FRAGMENTS,
+    MOAT_QUOTA_LOGS,
+    MOAT_N_QUOTAS
+};
 
 /* What a burst needs to know.  Immutable while published. */
 struct moat_view {
@@ -32,11 +50,13 @@ struct moat_view {
     uint32_t tag;          /* slot and incarnation: part of the session key */
     uint32_t serial;       /* of the ruleset */
     uint32_t pickup_until; /* engine clock, seconds */
-    uint32_t max_sessions;
+    uint32_t max_sessions, max_half_open, max_new, max_fragments, max_logs;
     struct moat_settings settings;
     const struct moat_ruleset *rules; /* NULL: no policy */
     struct moat_slot *slot;
-    struct moat_addr addrs[MOAT_ADDRS_MAX];
+    struct moat_learnt *learnt; /* of the slot's record; IPv4, IPv6 */
+    struct moat_timers timers;
+    struct moat_addr addrs[MOAT_ADDRS_MAX + 2]; /* with those that were learnt */
 };
 
 /* So many a second; atomic, and exact enough. */
@@ -50,16 +70,24 @@ struct moat_slot {
     struct moat_ruleset *rules;
     struct moat_port *port; /* NULL: the switch has no such port */
     uint32_t index;
-    uint32_t sessions; /* atomic: live */
-    struct moat_tokens logs, rarps;
-    bool voided;           /* sessions of an earlier incarnation still count; under lock */
-    uint64_t hold_from_us; /* ARRIVING and the rings run since; 0: not */
+    uint32_t sessions;  /* atomic: live */
+    uint32_t half_open; /* atomic: of those, how many have MOAT_SES_F_HALF_OPEN */
+    struct moat_tokens logs, rarps, opens, answers;
+    uint32_t told[MOAT_N_QUOTAS]; /* atomic: second of the last event about it */
+    bool voided;                  /* sessions of an earlier incarnation still count; under lock */
+    uint64_t hold_from_us;        /* ARRIVING and the rings run since; 0: not */
     bool hold_expired;
     bool precopy_wanted; /* a destination is being fed */
     uint32_t wait_ms;
     uint32_t pickup_s; /* to apply when an arriving slot opens */
     bool handed_over;
-    bool ready; /* ARRIVING: opens when the rings start */
+    bool ready;           /* ARRIVING: opens when the rings start */
+    uint32_t enroll_s;    /* ENROLLING: for how long, from the start of the rings */
+    uint64_t enroll_base; /* MOAT_C_WOULD_REFUSE when it began */
+    uint8_t n_learnt;     /* in the view */
+    bool learnt_told[2];  /* an event said so */
+    bool sweep;           /* quarantine: all its sessions are being judged again (sweep.c) */
+    uint32_t swept;       /* so many of them have ended */
 };
 
 struct moat_port {
@@ -117,10 +145,25 @@ void moat_slots_turn(struct moat_engine *);
 /* At start: rebuilds slots from the mapping.  Returns how many. */
 uint32_t moat_slots_recover(struct moat_engine *);
 
-/* Token bucket of a slot's log events.  Packet threads. */
-bool moat_slot_may_log(struct moat_slot *, uint32_t now_s);
+/* Never below zero: sessions that were opened while the count was reset did not count. */
+static inline void moat_slot_half_open_ended(struct moat_slot *s)
+{
+    uint32_t n = __atomic_load_n(&s->half_open, __ATOMIC_RELAXED);
 
-/* The same for the VM's own RARP: what is logged must not use it up. */
+    while (n && !__atomic_compare_exchange_n(&s->half_open, &n, n - 1, false, __ATOMIC_RELAXED,
+                                             __ATOMIC_RELAXED))
+        ;
+}
+
+/* Counts one towards so many a second; false: that was too much.  Packet threads.  Log lines; the
+ * VM's own RARP, which what is logged must not use up; new sessions; answers to refused
+ * packets. */
+bool moat_slot_may_log(struct moat_slot *, uint32_t now_s, uint32_t per_second);
 bool moat_slot_may_announce(struct moat_slot *, uint32_t now_s);
+bool moat_slot_may_open(struct moat_slot *, uint32_t now_s, uint32_t per_second);
+bool moat_slot_may_answer(struct moat_slot *, uint32_t now_s);
+
+/* True once a second and quota: its having been reached may be told.  Packet threads. */
+bool moat_slot_may_tell(struct moat_slot *, enum moat_quota, uint32_t now_s);
 
 #endif /* datapath/slot.h */

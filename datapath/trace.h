@@ -28,13 +28,15 @@ struct moat_trace;
 struct moat_view;
 
 /* Packet p has been judged in a burst under `view`: fills *out but for seq, time_us and
- * cap_len.  p may have been parsed the quick way: it is parsed again.  Within the burst's
- * QSBR section. */
+ * cap_len.  Of p, what it says about itself is read again, however much of it was parsed; `by`
+ * and `rule` tell who decided, `reason` counts if it was refused or passed only because the
+ * slot is being enrolled.  Within the burst's QSBR section. */
 void moat_explain(struct moat_thread *, const struct moat_view *view, enum moat_dir,
-                  struct moat_pkt *p, bool passed, struct moat_traced *out);
+                  const struct moat_pkt *p, bool passed, struct moat_traced *out);
 
-/* Starts a trace.  Checks everything in *ask and the filter (bpf_validate).  NULL with the
- * reason in err and errno. */
+/* Starts a trace: ask->n_insns instructions follow.  Checks everything in *ask, and the filter:
+ * known instructions, jumps forward and inside, an end.  NULL with the reason in err and errno:
+ * EINVAL, ENOENT (no such vNIC), EUSERS (too many traces) or ENOMEM. */
 struct moat_trace *moat_trace_start(struct moat_engine *, const struct moat_ctl_trace *ask,
                                     const struct moat_trace_insn *, char *err, size_t err_size);
 /* Waits for a grace period.  NULL is harmless. */
@@ -46,6 +48,6 @@ bool moat_trace_take(struct moat_trace *, struct moat_traced *out, uint8_t *data
 
 /* From the pipe, if the engine has traces: those that want a packet of this burst get it. */
 void moat_trace_burst(struct moat_thread *, const struct moat_view *, enum moat_dir,
-                      struct moat_pkt *pkts, unsigned n, uint32_t passed);
+                      const struct moat_pkt *pkts, unsigned n, uint32_t passed);
 
 #endif /* datapath/trace.h */

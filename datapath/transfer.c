@@ -23,13 +23,17 @@
 
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 
-static void session_to_rec(const struct moat_session *s, uint32_t now_s, struct moat_ses_rec *r)
+/* serial: of the slot's ruleset. */
+static void session_to_rec(const struct moat_session *s, uint32_t serial, uint32_t now_s,
+                           struct moat_ses_rec *r)
 {
     memset(r, 0, sizeof *r);
     r->family = s->key.family;
     r->proto = s->key.proto;
     r->dir = LOAD(&s->dir);
     r->flags = LOAD(&s->flags) & (uint8_t)~MOAT_SES_F_INTERNAL;
+    if (LOAD(&s->serial) != serial)
+        r->flags |= MOAT_SES_F_STALE;
     r->vlan = s->key.vlan;
     r->lport = s->key.lport;
     r->rport = s->key.rport;
@@ -46,6 +50,8 @@ static void session_to_rec(const struct moat_session *s, uint32_t now_s, struct 
         r->side[d].wscale = LOAD(&s->side[d].wscale);
         r->side[d].state = LOAD(&s->side[d].state);
     }
+    if (s->key.proto != 6)
+        r->side[0].wscale = LOAD(&s->marks) & MOAT_SES_MARK_ERROR ? MOAT_SES_ERROR_CAME : 0;
     if (s->key.family == MOAT_FAM_IP4) {
         memcpy(r->local, &s->key.local, 4);
         memcpy(r->remote, &s->key.remote, 4);
@@ -85,19 +91,18 @@ static unsigned get_frame(const uint8_t *in, size_t n, struct moat_ses_rec *r, c
 
 static bool wanted(const struct moat_session *s, uint32_t tag, uint64_t since_s)
 {
-    return s->key.tag == tag && LOAD(&s->seen) >= since_s &&
-           !(LOAD(&s->flags) & MOAT_SES_F_CUT);
+    return s->key.tag == tag && LOAD(&s->seen) >= since_s && !(LOAD(&s->flags) & MOAT_SES_F_CUT);
 }
 
-/* Slot whose sessions a reply starting at cursor is about: the asked one, or that of the
- * next live session. */
-static uint32_t tag_of(struct moat_engine *e, int asked, uint32_t tag)
+/* View of the slot whose sessions a reply starting at cursor is about: the asked one, or
+ * that of the next live session; NULL: it is void.  Valid within the burst. */
+static const struct moat_view *view_of(struct moat_engine *e, int asked, uint32_t tag)
 {
     uint32_t index = asked >= 0 ? (uint32_t)asked : (tag & 0xfff) - 1;
     const struct moat_view *v =
         index < e->conf.n_slots ? __atomic_load_n(&e->slots[index].view, __ATOMIC_ACQUIRE) : NULL;
 
-    return v && (asked >= 0 || v->tag == tag) ? v->tag : 0;
+    return v && (asked >= 0 || v->tag == tag) ? v : NULL;
 }
 
 int moat_transfer_export(struct moat_engine *e, const struct moat_ctl_sessions *ask, void *buf,
@@ -106,7 +111,8 @@ int moat_transfer_export(struct moat_engine *e, const struct moat_ctl_sessions *
     struct moat_ctl_sessions_reply *reply = buf;
     uint8_t *out = (uint8_t *)(reply + 1), *end = (uint8_t *)buf + size;
     uint32_t now_s = (uint32_t)(moat_engine_now_ms(e) / 1000);
-    uint32_t n = moat_session_table_size(e->sessions), tag = 0, i;
+    uint32_t n = moat_session_table_size(e->sessions), i;
+    const struct moat_view *v = NULL;
     struct moat_thread *self = moat_thread_self(e);
     int asked = -1;
 
@@ -121,30 +127,30 @@ int moat_transfer_export(struct moat_engine *e, const struct moat_ctl_sessions *
     reply->now_s = now_s;
     moat_qsbr_enter(&e->qsbr, self->reader);
     if (asked >= 0)
-        tag = tag_of(e, asked, 0);
-    for (i = ask->cursor; i < n && (tag || asked < 0); i++) {
+        v = view_of(e, asked, 0);
+    for (i = ask->cursor; i < n && (v || asked < 0); i++) {
         const struct moat_session *s = moat_session_at(e->sessions, i);
         uint32_t live = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
         struct moat_ses_rec r;
 
         if (!live)
             continue;
-        if (asked < 0 && live != tag) {
-            if (tag)
+        if (asked < 0 && !(v && v->tag == live)) {
+            if (v)
                 break; /* another vNIC's: the next reply's */
-            tag = tag_of(e, -1, live);
+            v = view_of(e, -1, live);
         }
-        if (!tag || !wanted(s, tag, ask->since_s))
+        if (!v || !wanted(s, v->tag, ask->since_s))
             continue;
         if ((size_t)(end - out) < MOAT_SES_FRAME_MAX)
             break;
-        session_to_rec(s, now_s, &r);
+        session_to_rec(s, v->serial, now_s, &r);
         out += put_frame(&r, out);
         reply->n++;
     }
-    reply->cursor = i < n && (tag || asked < 0) ? i : 0;
-    if (tag) {
-        const struct moat_slot_rec *rec = &e->map->slots[(tag & 0xfff) - 1];
+    reply->cursor = i < n && (v || asked < 0) ? i : 0;
+    if (v) {
+        const struct moat_slot_rec *rec = &e->map->slots[v->index];
 
         memcpy(reply->vnic, rec->conf[rec->conf_index & 1].vnic, sizeof reply->vnic);
     }
@@ -178,13 +184,19 @@ static void rec_to_session(const struct moat_session_table *t, const struct moat
     memset(s, 0, sizeof *s);
     /* Ports of an ICMP query are stored as the key has them. */
     *hash = moat_session_key(t, &p, MOAT_FROM_VM, v->tag, &s->key);
-    s->serial = same_policy ? v->serial : 0;
+    s->serial = same_policy && !(r->flags & MOAT_SES_F_STALE) ? v->serial : 0;
     s->seen = now_s - (r->idle_s < now_s ? r->idle_s : now_s);
     s->created = now_s - (r->age_s < now_s ? r->age_s : now_s);
     s->dir = r->dir;
-    s->flags = (r->flags & (uint8_t)~MOAT_SES_F_INTERNAL) | MOAT_SES_F_IMPORTED |
-               MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
+    s->flags = (r->flags & (uint8_t) ~(MOAT_SES_F_INTERNAL | MOAT_SES_F_STALE)) |
+               MOAT_SES_F_IMPORTED | MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
     memcpy(s->side, r->side, sizeof s->side);
+    if (r->proto != 6) {
+        s->marks = s->side[0].wscale & MOAT_SES_ERROR_CAME ? MOAT_SES_MARK_ERROR : 0;
+        s->side[0].wscale = 0;
+    } else if (moat_tcp_half_open(s->side)) {
+        s->flags |= MOAT_SES_F_HALF_OPEN;
+    }
     s->rule = r->rule;
     s->generation = r->generation;
     for (int d = 0; d < 2; d++) {
@@ -210,9 +222,13 @@ static bool take_session(struct moat_engine *e, struct moat_thread *self, struct
     index = moat_session_insert(e->sessions, self, hash, s, &found, &reason);
     if (index == MOAT_NO_SESSION)
         return false;
+    if (s->flags & MOAT_SES_F_HALF_OPEN)
+        __atomic_fetch_add(&slot->half_open, 1, __ATOMIC_RELAXED);
     if (found) {
         struct moat_session *old = moat_session_at(e->sessions, index);
 
+        if (old->flags & MOAT_SES_F_HALF_OPEN)
+            moat_slot_half_open_ended(slot);
         memcpy((uint8_t *)old + sizeof old->key, (const uint8_t *)s + sizeof s->key,
                sizeof *s - sizeof s->key);
     } else {

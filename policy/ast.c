@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "policy/settings.h"
+
 #define CHUNK (16u << 10)
 
 struct moat_arena_chunk {
@@ -107,17 +109,8 @@ const char *moat_ast_action_name(unsigned verdict)
 
 const char *moat_ast_setting_name(enum ast_setting_key key)
 {
-    static const char *const names[N_SETTINGS] = {
-        [SETTING_ON_MISSING_POLICY] = "on-missing-policy",
-        [SETTING_ON_MISSING_STATE] = "on-missing-state",
-        [SETTING_ON_UNPROTECTED_HOST] = "on-unprotected-host",
-        [SETTING_TCP] = "tcp",
-        [SETTING_TRANSFER_SESSIONS] = "transfer-sessions",
-        [SETTING_ANTI_SPOOFING] = "anti-spoofing",
-        [SETTING_HOLD] = "hold",
-        [SETTING_MAX_SESSIONS] = "max-sessions",
-    };
-    return key < N_SETTINGS ? names[key] : NULL;
+    const struct setting_def *def = moat_setting_def(key);
+    return def ? def->name : NULL;
 }
 
 bool moat_ast_reserved(const char *word)

@@ -168,16 +168,27 @@ enum ast_setting_key {
     SETTING_TCP,
     SETTING_TRANSFER_SESSIONS,
     SETTING_ANTI_SPOOFING,
+    SETTING_VLAN,
+    SETTING_RA_GUARD,
+    SETTING_DHCP_GUARD,
+    SETTING_ETHERTYPES,
     SETTING_HOLD,
+    SETTING_ENROLL,
     SETTING_MAX_SESSIONS,
-    N_SETTINGS
+    SETTING_MAX_HALF_OPEN,
+    SETTING_MAX_NEW_SESSIONS,
+    SETTING_MAX_FRAGMENTS,
+    SETTING_MAX_LOGS,
+    SETTING_TIMERS, /* by enum moat_timer */
+    N_SETTINGS = SETTING_TIMERS + MOAT_N_TIMERS
 };
 
 struct ast_setting {
     enum ast_setting_key key;
     struct moat_pos pos;
-    uint32_t value;    /* as in struct moat_settings */
+    uint32_t value;    /* as in struct moat_settings; a time: ms; ethertypes: how many */
     uint32_t pickup_s; /* SETTING_ON_MISSING_STATE: 0: not given */
+    uint16_t ethertypes[MOAT_ETHERTYPES_MAX];
     struct ast_notes notes;
 };
 

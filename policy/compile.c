@@ -17,6 +17,9 @@
 #include "policy/parse.h"
 #include "policy/text.h"
 
+/* Last of the strings of a ruleset of quarantine; not a name, for the tab. */
+#define QUARANTINE_MARK "\tquarantine"
+
 /* One thing that a service is, in normal form. */
 struct match {
     uint8_t families; /* MOAT_RULE_IP4 | ... */
@@ -312,7 +315,10 @@ static int compile_rules(struct compiler *c, bool quarantine)
     int err = number_sets(c);
     if (err)
         return err;
-    moat_buf_add(&c->strings, "", 1); /* never empty */
+    /* Never empty.  A policy may come to the very rules of the base tier; the digest shall still
+     * tell one from the other, or putting such a VM in quarantine would publish nothing. */
+    moat_buf_puts(&c->strings, quarantine ? QUARANTINE_MARK : "");
+    moat_buf_add(&c->strings, "", 1);
     if (c->strings.failed)
         return -ENOMEM;
     c->out.strings_len = (uint32_t)c->strings.n;
@@ -328,7 +334,7 @@ static int is_quarantined(const struct moat_policy *y, const struct moat_invento
     if (err)
         return err;
     moat_member_vm(&m, inv->vnics[vnic].vm);
-    *yes = !moat_member_has_policy(&m);
+    *yes = moat_member_in_quarantine(&m);
     moat_member_destroy(&m);
     return 0;
 }

@@ -316,6 +316,8 @@ static bool rule_holds(const struct eval *e, struct answers *ans, unsigned char 
 
 static bool in_quarantine(const struct eval *e, struct answers *ans)
 {
+    if (e->inv->vms[e->vnic->vm].quarantine)
+        return true;
     for (uint32_t i = 0; i < e->policy->n_rules; i++) {
         const struct ast_rule *r = &e->policy->rules[i];
         bool decides =

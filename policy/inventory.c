@@ -195,7 +195,7 @@ static void vm_free(struct inv_vm *vm)
 
 int moat_inventory_add_vm(struct moat_inventory *inv, const struct moat_vm_spec *s)
 {
-    struct inv_vm vm = {0};
+    struct inv_vm vm = {.quarantine = s->quarantine};
 
     if (!good_uuid(s->uuid, vm.uuid) || !good_string(s->name, MOAT_POLICY_MAX_STRING))
         return -EINVAL;
@@ -280,6 +280,11 @@ void moat_inventory_destroy(struct moat_inventory *inv)
     free(inv->by_uuid.slot);
     free(inv->by_vnic.slot);
     free(inv);
+}
+
+void moat_inventory_set_quarantine(struct moat_inventory *inv, unsigned vm, bool quarantine)
+{
+    inv->vms[vm].quarantine = quarantine;
 }
 
 int moat_inventory_find_network(const struct moat_inventory *inv, const char *name)

@@ -26,6 +26,7 @@ struct inv_vm {
     char *name;
     struct inv_label *labels;
     uint32_t n_labels;
+    bool quarantine;
 };
 
 struct inv_vnic {

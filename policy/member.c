@@ -120,15 +120,18 @@ bool moat_member_group(struct moat_member *m, uint32_t g)
     return m->memo[g];
 }
 
-bool moat_member_has_policy(struct moat_member *m)
+bool moat_member_in_quarantine(struct moat_member *m)
 {
     const struct moat_policy *y = m->policy;
+
+    if (m->inv->vms[m->vm].quarantine)
+        return true;
     for (uint32_t i = 0; i < y->n_rules; i++) {
         const struct ast_rule *r = &y->rules[i];
         if (y->tiers[r->tier].base || r->action == MOAT_LOG || r->action == MOAT_NEXT_TIER)
             continue;
         if (moat_member_expr(m, &r->from) || moat_member_expr(m, &r->to))
-            return true;
+            return false;
     }
-    return false;
+    return true;
 }

@@ -27,8 +27,9 @@ void moat_member_vm(struct moat_member *, unsigned vm);
 bool moat_member_group(struct moat_member *, uint32_t group);
 bool moat_member_expr(struct moat_member *, const struct ast_expr *);
 
-/* Whether a rule (base tier aside) that allows, drops or rejects names the VM. */
-bool moat_member_has_policy(struct moat_member *);
+/* Whether an operator says so, or no rule (base tier aside) that allows, drops or rejects names
+ * the VM. */
+bool moat_member_in_quarantine(struct moat_member *);
 
 /* A term about VMs (moat_ast_term_is_vm) and one of them. */
 bool moat_member_term(const struct ast_term *, const struct inv_vm *);

@@ -187,9 +187,7 @@ static void sync(struct parser *p)
     p->inner = (struct ast_notes){0};
 }
 
-/* To the brace that opens the block of a statement whose head is wrong.  False:
- * there is none on the line. */
-static bool sync_block(struct parser *p)
+bool moat_parse_sync_block(struct parser *p)
 {
     while (p->tok.kind != LEX_END && p->tok.kind != LEX_NEWLINE && p->tok.kind != LEX_LBRACE)
         moat_parse_advance(p);
@@ -258,7 +256,7 @@ const char *moat_parse_name(struct parser *p, const char *what)
     return s;
 }
 
-static struct ast_notes take_notes(struct parser *p)
+struct ast_notes moat_parse_take_notes(struct parser *p)
 {
     struct ast_notes notes = p->pending;
     p->pending = (struct ast_notes){0};
@@ -267,8 +265,7 @@ static struct ast_notes take_notes(struct parser *p)
     return notes;
 }
 
-/* Ends a statement: nothing may be left on the line but a comment. */
-static bool finish(struct parser *p, struct ast_notes *notes)
+bool moat_parse_finish(struct parser *p, struct ast_notes *notes)
 {
     if (p->tok.kind == LEX_SEMICOLON)
         moat_parse_advance(p);
@@ -283,13 +280,8 @@ static bool finish(struct parser *p, struct ast_notes *notes)
     return true;
 }
 
-/* Makes room for one more in a list of the policy. */
-#define GROW(P, LIST, MAX, WHAT)                                                                   \
-    grow_list(P, (void **)&(P)->policy->LIST, (P)->policy->n_##LIST, &(P)->policy->cap_##LIST,     \
-              sizeof *(P)->policy->LIST, MAX, WHAT)
-
-static bool grow_list(struct parser *p, void **v, uint32_t n, uint32_t *cap, size_t element,
-                      uint32_t max, const char *what)
+bool moat_parse_grow(struct parser *p, void **v, uint32_t n, uint32_t *cap, size_t element,
+                     uint32_t max, const char *what)
 {
     if (n >= max) {
         p->stop = true;
@@ -302,9 +294,9 @@ static bool grow_list(struct parser *p, void **v, uint32_t n, uint32_t *cap, siz
     return true;
 }
 
-static bool add_stmt(struct parser *p, enum ast_stmt_kind kind, uint32_t index)
+bool moat_parse_add_stmt(struct parser *p, enum ast_stmt_kind kind, uint32_t index)
 {
-    if (!GROW(p, stmts, 4 * MOAT_POLICY_MAX_GROUPS, "statements"))
+    if (!MOAT_PARSE_GROW(p, stmts, 4 * MOAT_POLICY_MAX_GROUPS, "statements"))
         return false;
     p->policy->stmts[p->policy->n_stmts++] = (struct ast_stmt){kind, index};
     return true;
@@ -332,12 +324,12 @@ static bool parse_policy(struct parser *p, struct ast_notes notes)
     if (!moat_parse_number(&p->tok, 1, &version) || version != 1)
         return moat_parse_unexpected(p, "1", "this is version 1 of the language");
     moat_parse_advance(p);
-    if (!finish(p, &notes))
+    if (!moat_parse_finish(p, &notes))
         return false;
     if (y->n_stmts)
         return moat_parse_fail(p, pos, NULL, "`policy` must be the first statement");
     y->policy_notes = notes;
-    return add_stmt(p, STMT_POLICY, 0);
+    return moat_parse_add_stmt(p, STMT_POLICY, 0);
 }
 
 static bool parse_group(struct parser *p, struct ast_notes notes)
@@ -347,7 +339,7 @@ static bool parse_group(struct parser *p, struct ast_notes notes)
     moat_parse_advance(p);
     struct moat_pos pos = p->tok.pos;
     const char *name = moat_parse_name(p, "the name of a group");
-    if (!name || !GROW(p, groups, MOAT_POLICY_MAX_GROUPS, "groups"))
+    if (!name || !MOAT_PARSE_GROW(p, groups, MOAT_POLICY_MAX_GROUPS, "groups"))
         return false;
     uint32_t i = y->n_groups++;
     y->groups[i] = (struct ast_group){.name = name, .pos = pos, .broken = true};
@@ -356,12 +348,12 @@ static bool parse_group(struct parser *p, struct ast_notes notes)
     moat_parse_advance(p);
     moat_parse_skip_newline(p);
     struct ast_expr expr = {0};
-    if (!moat_parse_expr(p, &expr) || !finish(p, &notes))
+    if (!moat_parse_expr(p, &expr) || !moat_parse_finish(p, &notes))
         return false;
     y->groups[i].expr = expr;
     y->groups[i].notes = notes;
     y->groups[i].broken = false;
-    return add_stmt(p, STMT_GROUP, i);
+    return moat_parse_add_stmt(p, STMT_GROUP, i);
 }
 
 static bool parse_service(struct parser *p, struct ast_notes notes)
@@ -371,7 +363,7 @@ static bool parse_service(struct parser *p, struct ast_notes notes)
     moat_parse_advance(p);
     struct moat_pos pos = p->tok.pos;
     const char *name = moat_parse_name(p, "the name of a service");
-    if (!name || !GROW(p, services, MOAT_POLICY_MAX_GROUPS, "services"))
+    if (!name || !MOAT_PARSE_GROW(p, services, MOAT_POLICY_MAX_GROUPS, "services"))
         return false;
     uint32_t i = y->n_services++;
     y->services[i] = (struct ast_service){.name = name, .pos = pos, .broken = true};
@@ -380,12 +372,12 @@ static bool parse_service(struct parser *p, struct ast_notes notes)
     moat_parse_advance(p);
     moat_parse_skip_newline(p);
     struct ast_items items = {0};
-    if (!moat_parse_items(p, &items) || !finish(p, &notes))
+    if (!moat_parse_items(p, &items) || !moat_parse_finish(p, &notes))
         return false;
     y->services[i].items = items;
     y->services[i].notes = notes;
     y->services[i].broken = false;
-    return add_stmt(p, STMT_SERVICE, i);
+    return moat_parse_add_stmt(p, STMT_SERVICE, i);
 }
 
 /* -1: not an action. */
@@ -416,7 +408,7 @@ static bool parse_default(struct parser *p, struct ast_notes notes)
     bool log = moat_parse_is(p, "log");
     if (log)
         moat_parse_advance(p);
-    if (!finish(p, &notes))
+    if (!moat_parse_finish(p, &notes))
         return false;
     if (y->has_default)
         return moat_parse_fail(p, pos, "a policy has one default", "a second default");
@@ -425,7 +417,7 @@ static bool parse_default(struct parser *p, struct ast_notes notes)
     y->default_log = log;
     y->default_pos = pos;
     y->default_notes = notes;
-    return add_stmt(p, STMT_DEFAULT, 0);
+    return moat_parse_add_stmt(p, STMT_DEFAULT, 0);
 }
 
 /* --- Blocks -------------------------------------------------------------------------- */
@@ -440,9 +432,8 @@ static bool starts_statement(const struct parser *p)
     return false;
 }
 
-/* What stands between braces: `line` for each statement, at most `tail` behind. */
-static bool parse_block(struct parser *p, struct ast_notes *head, struct ast_notes *tail,
-                        bool (*line)(struct parser *, struct ast_notes, void *), void *aux)
+bool moat_parse_block(struct parser *p, struct ast_notes *head, struct ast_notes *tail,
+                      bool (*line)(struct parser *, struct ast_notes, void *), void *aux)
 {
     struct moat_pos open = p->tok.pos;
     bool ok = true;
@@ -463,12 +454,12 @@ static bool parse_block(struct parser *p, struct ast_notes *head, struct ast_not
             return moat_parse_fail(p, p->tok.pos, "is a `}` missing before this line?",
                                    "`%.*s` cannot stand inside a block", (int)p->tok.len,
                                    p->tok.text);
-        if (!line(p, take_notes(p), aux)) {
+        if (!line(p, moat_parse_take_notes(p), aux)) {
             sync(p);
             ok = false;
         }
     }
-    *tail = take_notes(p);
+    *tail = moat_parse_take_notes(p);
     moat_parse_advance(p);
     return ok;
 }
@@ -528,7 +519,7 @@ static bool parse_rule(struct parser *p, struct ast_notes notes, void *aux)
         if (!moat_parse_items(p, &r.services))
             return false;
     }
-    if (!finish(p, &notes) || !GROW(p, rules, MOAT_POLICY_MAX_RULES, "rules"))
+    if (!moat_parse_finish(p, &notes) || !MOAT_PARSE_GROW(p, rules, MOAT_POLICY_MAX_RULES, "rules"))
         return false;
     r.notes = notes;
     y->rules[y->n_rules++] = r;
@@ -547,9 +538,9 @@ static bool parse_tier(struct parser *p, struct ast_notes notes)
     if (ok && p->tok.kind != LEX_LBRACE)
         ok = moat_parse_unexpected(p, "`{`",
                                    "write: tier NAME { and its rules, one per line, and }");
-    if (p->stop || (!ok && !sync_block(p)))
+    if (p->stop || (!ok && !moat_parse_sync_block(p)))
         return false;
-    if (!GROW(p, tiers, MOAT_POLICY_MAX_TIERS, "tiers"))
+    if (!MOAT_PARSE_GROW(p, tiers, MOAT_POLICY_MAX_TIERS, "tiers"))
         return false;
     uint32_t i = y->n_tiers++;
     y->tiers[i] = (struct ast_tier){
@@ -559,149 +550,10 @@ static bool parse_tier(struct parser *p, struct ast_notes notes)
         .base = name && !strcmp(name, "base"),
     };
     struct ast_notes tail = {0};
-    ok = parse_block(p, &notes, &tail, parse_rule, &i) && ok;
+    ok = moat_parse_block(p, &notes, &tail, parse_rule, &i) && ok;
     y->tiers[i].notes = notes;
     y->tiers[i].tail = tail;
-    return add_stmt(p, STMT_TIER, i) && ok;
-}
-
-/* --- settings ---------------------------------------------------------------------------- */
-
-/* A duration in milliseconds: "800ms", "60s", "2m".  False: not one, or above a day. */
-static bool parse_duration(const struct lex_token *t, uint32_t *ms)
-{
-    static const struct {
-        const char *unit;
-        uint32_t ms;
-    } units[] = {{"ms", 1}, {"s", 1000}, {"m", 60000}};
-    struct lex_token digits = *t;
-    uint32_t v;
-
-    digits.len = 0;
-    while (digits.len < t->len && t->text[digits.len] >= '0' && t->text[digits.len] <= '9')
-        digits.len++;
-    if (t->kind != LEX_WORD || !moat_parse_number(&digits, 86400000, &v))
-        return false;
-    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
-        size_t n = strlen(units[i].unit);
-        if (t->len - digits.len == n && !memcmp(t->text + digits.len, units[i].unit, n)) {
-            *ms = v * units[i].ms;
-            return v <= 86400000 / units[i].ms;
-        }
-    }
-    return false;
-}
-
-/* One of `n` words; its index is the value. */
-static bool parse_choice(struct parser *p, const char *const *words, unsigned n, const char *wanted,
-                         uint32_t *value)
-{
-    for (unsigned i = 0; i < n; i++) {
-        if (moat_parse_is(p, words[i])) {
-            *value = i;
-            moat_parse_advance(p);
-            return true;
-        }
-    }
-    return moat_parse_unexpected(p, wanted, NULL);
-}
-
-static bool parse_value(struct parser *p, struct ast_setting *s)
-{
-    static const char *const fail[] = {"block", "allow", "pickup"};
-    static const char *const off_on[] = {"off", "on"};
-    static const char *const tcp[] = {"strict", "loose"};
-    static const char *const spoof[] = {"strict", "off"};
-
-    switch (s->key) {
-    case SETTING_ON_MISSING_POLICY:
-    case SETTING_ON_UNPROTECTED_HOST:
-        return parse_choice(p, fail, 2, "`block` or `allow`", &s->value);
-    case SETTING_ON_MISSING_STATE:
-        if (!parse_choice(p, fail, 3, "`block`, `allow` or `pickup`", &s->value))
-            return false;
-        if (s->value == MOAT_FAIL_PICKUP && p->tok.kind == LEX_WORD) {
-            uint32_t ms;
-            if (!parse_duration(&p->tok, &ms) || ms < 1000 || ms % 1000)
-                return moat_parse_unexpected(p, "1s to 24 hours in seconds", "write: pickup 60s");
-            s->pickup_s = ms / 1000;
-            moat_parse_advance(p);
-        }
-        return true;
-    case SETTING_TCP:
-        return parse_choice(p, tcp, 2, "`strict` or `loose`", &s->value);
-    case SETTING_TRANSFER_SESSIONS:
-        return parse_choice(p, off_on, 2, "`on` or `off`", &s->value);
-    case SETTING_ANTI_SPOOFING:
-        return parse_choice(p, spoof, 2, "`strict` or `off`", &s->value);
-    case SETTING_HOLD:
-        if (!parse_duration(&p->tok, &s->value) || s->value > 60000)
-            return moat_parse_unexpected(p, "a time of up to 60s", "write: hold 800ms");
-        moat_parse_advance(p);
-        return true;
-    case SETTING_MAX_SESSIONS:
-        if (!moat_parse_number(&p->tok, 100000000, &s->value))
-            return moat_parse_unexpected(p, "a number up to 100000000", NULL);
-        moat_parse_advance(p);
-        return true;
-    default:
-        return false;
-    }
-}
-
-static bool parse_setting(struct parser *p, struct ast_notes notes, void *aux)
-{
-    struct ast_settings *block = aux;
-    struct ast_setting s = {.key = N_SETTINGS, .pos = p->tok.pos};
-
-    for (enum ast_setting_key k = 0; k < N_SETTINGS; k++)
-        if (moat_parse_is(p, moat_ast_setting_name(k)))
-            s.key = k;
-    if (s.key == N_SETTINGS)
-        return moat_parse_unexpected(
-            p, "a setting",
-            "there are on-missing-policy, on-missing-state, on-unprotected-host, tcp, "
-            "transfer-sessions, anti-spoofing, hold and max-sessions");
-    moat_parse_advance(p);
-    if (!parse_value(p, &s) || !finish(p, &notes))
-        return false;
-    for (uint32_t i = 0; i < block->n; i++)
-        if (block->v[i].key == s.key)
-            return moat_parse_fail(p, s.pos, NULL, "`%s` twice in one block",
-                                   moat_ast_setting_name(s.key));
-    struct ast_setting *v = moat_arena_grow(p->arena, block->v, block->n, &block->cap, sizeof *v);
-    if (!v)
-        return false;
-    s.notes = notes;
-    block->v = v;
-    v[block->n++] = s;
-    return true;
-}
-
-static bool parse_settings(struct parser *p, struct ast_notes notes)
-{
-    struct moat_policy *y = p->policy;
-    struct ast_settings s = {.pos = p->tok.pos};
-    bool ok = true;
-
-    moat_parse_advance(p);
-    if (!moat_parse_is(p, "for")) {
-        ok = moat_parse_unexpected(p, "`for`", "write: settings for any { tcp strict }");
-    } else {
-        moat_parse_advance(p);
-        ok = moat_parse_expr(p, &s.vms);
-    }
-    if (ok && p->tok.kind != LEX_LBRACE)
-        ok = moat_parse_unexpected(p, "`{`", "write: settings for any { tcp strict }");
-    if (p->stop || (!ok && !sync_block(p)))
-        return false;
-    p->inner = (struct ast_notes){0};
-    ok = parse_block(p, &notes, &s.tail, parse_setting, &s) && ok;
-    s.notes = notes;
-    if (!ok || !GROW(p, settings, MOAT_POLICY_MAX_GROUPS, "settings blocks"))
-        return false;
-    y->settings[y->n_settings++] = s;
-    return add_stmt(p, STMT_SETTINGS, y->n_settings - 1);
+    return moat_parse_add_stmt(p, STMT_TIER, i) && ok;
 }
 
 /* --- The file ---------------------------------------------------------------------------- */
@@ -713,7 +565,7 @@ static bool parse_statement(struct parser *p, struct ast_notes notes)
         bool (*parse)(struct parser *, struct ast_notes);
     } statements[] = {
         {"policy", parse_policy}, {"group", parse_group},     {"service", parse_service},
-        {"tier", parse_tier},     {"default", parse_default}, {"settings", parse_settings},
+        {"tier", parse_tier},     {"default", parse_default}, {"settings", moat_parse_settings},
     };
     for (size_t i = 0; i < sizeof statements / sizeof *statements; i++)
         if (moat_parse_is(p, statements[i].word))
@@ -750,13 +602,13 @@ static void parse_file(struct parser *p)
         } else if (p->tok.kind == LEX_RBRACE) {
             moat_parse_fail(p, p->tok.pos, NULL, "`}` closes nothing");
             moat_parse_advance(p);
-        } else if (!parse_statement(p, take_notes(p)) &&
+        } else if (!parse_statement(p, moat_parse_take_notes(p)) &&
                    !(p->last == LEX_NEWLINE && starts_statement(p))) {
             /* The exception: a block was cut short by a statement, which is due now. */
             sync(p);
         }
     }
-    p->policy->tail = take_notes(p);
+    p->policy->tail = moat_parse_take_notes(p);
     if (!p->policy->name && !p->stop)
         moat_parse_fail(p, (struct moat_pos){1, 1}, "start with: policy \"name\" version 1",
                         "the policy has no name");
@@ -769,7 +621,7 @@ static bool append_base(struct moat_policy *y)
     const char *text = moat_policy_base_text();
     parser_init(&p, y, text, strlen(text), POLICY_BASE_FILE, NULL);
     uint32_t n_stmts = y->n_stmts;
-    if (!parse_tier(&p, take_notes(&p)))
+    if (!parse_tier(&p, moat_parse_take_notes(&p)))
         return false;
     y->n_stmts = n_stmts;
     y->tiers[y->n_tiers - 1].builtin = true;

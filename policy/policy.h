@@ -4,8 +4,8 @@
 
 /* The policy library: text in, rulesets, settings or a diagnosis out.
  *
- * Pure: no I/O, threads, clock or globals.  A policy and an inventory do not
- * change after they are built; any number of threads may read them.  Text,
+ * Pure: no I/O, threads, clock or globals.  A policy does not change after it is
+ * built, an inventory only by its owner's calls; any number of threads may read them.  Text,
  * file names and the inventory are taken for hostile and are copied.
  *
  * Functions return 0 or a negative errno, or a pointer and NULL.  Where a
@@ -83,6 +83,7 @@ struct moat_vm_spec {
     const char *name; /* need not be unique */
     const struct moat_label *labels;
     size_t n_labels;
+    bool quarantine; /* an operator's word, whatever the policy says */
 };
 
 struct moat_vnic_spec {
@@ -102,6 +103,10 @@ void moat_inventory_destroy(struct moat_inventory *);
 int moat_inventory_add_network(struct moat_inventory *, const struct moat_network_spec *);
 int moat_inventory_add_vm(struct moat_inventory *, const struct moat_vm_spec *);
 int moat_inventory_add_vnic(struct moat_inventory *, const struct moat_vnic_spec *);
+
+/* The one thing that changes in an inventory: an operator's word counts even while new rows
+ * cannot be read.  vm < n_vms; nobody may be reading. */
+void moat_inventory_set_quarantine(struct moat_inventory *, unsigned vm, bool quarantine);
 
 /* Index or -ENOENT. */
 int moat_inventory_find_network(const struct moat_inventory *, const char *name);
@@ -150,14 +155,15 @@ int moat_policy_rule_text(const struct moat_policy *, uint32_t id, char *buf, si
                           unsigned *line);
 
 /* The settings of a VM: the host's defaults are not in here.  Quarantine is set
- * if no rule that allows, drops or rejects names the VM (base tier aside); a
- * NULL policy names none. */
+ * if the inventory says so, or if no rule that allows, drops or rejects names the
+ * VM (base tier aside); a NULL policy names none. */
 int moat_policy_settings(const struct moat_policy *, const struct moat_inventory *, unsigned vm,
                          struct moat_settings *);
 
 /* The ruleset of one vNIC, in memory that the caller frees.  A VM in quarantine
- * gets the base tier and a default of drop.  -EINVAL: no such vNIC; -E2BIG: over
- * MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
+ * gets the base tier and a default of drop, and the blob is marked as such: its
+ * digest is never that of a ruleset of a VM that is not in quarantine.  -EINVAL: no such vNIC;
+ * -E2BIG: over MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
 int moat_policy_compile(const struct moat_policy *, const struct moat_inventory *, unsigned vnic,
                         uint64_t generation, uint8_t **blob, size_t *len, struct moat_diags *);
 

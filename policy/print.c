@@ -11,6 +11,7 @@
 #include "policy/address.h"
 #include "policy/lex.h"
 #include "policy/parse.h"
+#include "policy/settings.h"
 #include "policy/text.h"
 
 static void put_string(struct moat_buf *b, const char *s)
@@ -166,39 +167,51 @@ static void put_rule(struct moat_buf *b, const struct ast_rule *r)
     }
 }
 
+/* Below two minutes in seconds, as people say it; else in the largest unit that divides it. */
 static void put_duration(struct moat_buf *b, uint32_t ms)
 {
-    if (ms % 1000)
+    static const struct {
+        const char *unit;
+        uint32_t s;
+    } units[] = {{"d", 86400}, {"h", 3600}, {"m", 60}, {"s", 1}};
+    uint32_t s = ms / 1000, i = 0;
+
+    if (ms % 1000) {
         moat_buf_printf(b, "%ums", ms);
-    else
-        moat_buf_printf(b, "%us", ms / 1000);
+        return;
+    }
+    while (s % units[i].s || (s < 120 && units[i].s > 1))
+        i++;
+    moat_buf_printf(b, "%u%s", s / units[i].s, units[i].unit);
 }
 
 static void put_setting(struct moat_buf *b, const struct ast_setting *s)
 {
-    moat_buf_printf(b, "%s ", moat_ast_setting_name(s->key));
-    switch (s->key) {
-    case SETTING_TCP:
-        moat_buf_puts(b, s->value ? "loose" : "strict");
+    const struct setting_def *def = moat_setting_def(s->key);
+
+    moat_buf_printf(b, "%s ", def->name);
+    switch (def->kind) {
+    case SETTING_CHOICE:
+        moat_buf_puts(b, def->words[s->value]);
         break;
-    case SETTING_TRANSFER_SESSIONS:
-        moat_buf_puts(b, s->value ? "on" : "off");
-        break;
-    case SETTING_ANTI_SPOOFING:
-        moat_buf_puts(b, s->value ? "off" : "strict");
-        break;
-    case SETTING_HOLD:
-        put_duration(b, s->value);
-        break;
-    case SETTING_MAX_SESSIONS:
-        moat_buf_printf(b, "%u", s->value);
-        break;
-    default:
-        moat_buf_puts(b, moat_fail_name(s->value));
+    case SETTING_FAIL:
+        moat_buf_puts(b, def->words[s->value]);
         if (s->pickup_s) {
             moat_buf_puts(b, " ");
             put_duration(b, s->pickup_s * 1000);
         }
+        break;
+    case SETTING_TIME:
+        put_duration(b, s->value);
+        break;
+    case SETTING_NUMBER:
+        moat_buf_printf(b, "%u", s->value);
+        break;
+    case SETTING_ETHER_TYPES:
+        if (!s->value)
+            moat_buf_puts(b, "none");
+        for (uint32_t i = 0; i < s->value; i++)
+            moat_buf_printf(b, "%s0x%04x", i ? ", " : "", s->ethertypes[i]);
         break;
     }
 }

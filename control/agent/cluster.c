@@ -102,7 +102,7 @@ void cluster_init(const char *remote, const char *host)
         &moatrec_enforced_col_state, &moatrec_enforced_col_generation,
         &moatrec_enforced_col_digest, &moatrec_enforced_col_intended_generation,
         &moatrec_enforced_col_intended_digest, &moatrec_enforced_col_epoch,
-        &moatrec_enforced_col_problem, &moatrec_enforced_col_host, &moatrec_enforced_col_vnic_id,
+        &moatrec_enforced_col_quarantine, &moatrec_enforced_col_problem, &moatrec_enforced_col_host, &moatrec_enforced_col_vnic_id,
         &moatrec_migration_col_evidence, &moatrec_migration_col_state,
         &moatrec_migration_col_started_at, &moatrec_migration_col_finished_at,
         &moatrec_migration_col_vm, &moatrec_migration_col_source,
@@ -273,6 +273,7 @@ static void fill_enforced(void)
         moatrec_enforced_set_intended_generation(found, (int64_t)e->intended_generation);
         moatrec_enforced_set_intended_digest(found, e->intended_digest);
         moatrec_enforced_set_epoch(found, (int64_t)e->epoch);
+        moatrec_enforced_set_quarantine(found, e->quarantine);
         moatrec_enforced_set_problem(found, e->problem);
     }
     shash_destroy(&left);
@@ -541,6 +542,7 @@ void cluster_vnic(const char *vnic, struct cluster_vnic *out)
         return;
     out->known = moat_vnic_conf(e->vm, e->vnic, &out->conf, out->problem, sizeof out->problem);
     ovs_strlcpy(out->vm_uuid, e->vm->vm_uuid, sizeof out->vm_uuid);
+    out->quarantine = e->vm->quarantine;
     ovs_strlcpy(out->holder, e->vnic->holder ? e->vnic->holder : "", sizeof out->holder);
     out->epoch = (uint64_t)e->vnic->epoch;
 }

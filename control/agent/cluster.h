@@ -42,6 +42,7 @@ struct cluster_vnic {
     char problem[160]; /* why not, if it is there */
     struct moat_slot_conf conf; /* all but path, state and settings */
     char vm_uuid[MOAT_ID_MAX];
+    bool quarantine;          /* an operator's word; even if the rows cannot be used */
     char holder[MOAT_ID_MAX]; /* "" if none */
     uint64_t epoch;
 };
@@ -68,6 +69,7 @@ const struct smap *cluster_problems(void);
 
 struct cluster_enforced {
     char state[16], problem[256];
+    char quarantine[16]; /* "", "policy", "operator" */
     uint64_t generation, intended_generation, epoch;
     char digest[33], intended_digest[33];
 };

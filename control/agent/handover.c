@@ -19,6 +19,7 @@
 #include "openvswitch/poll-loop.h"
 #include "openvswitch/vlog.h"
 #include "peer.h"
+#include "timeval.h"
 #include "util.h"
 #include "vnic_private.h"
 #include "wire.h"
@@ -77,6 +78,7 @@ static bool fill_policy(struct vnic *v, struct wire *w, void **blob)
     w->conf = s->conf;
     memset(w->conf.path, 0, sizeof w->conf.path);
     w->conf.state = 0;
+    w->enroll_left_s = s->state == MOAT_SLOT_ENROLLING ? MIN(s->enroll_left_s, MOAT_ENROLL_MAX) : 0;
     w->conf.epoch = w->epoch = v->mig.epoch;
     int rc = moat_ctl_ruleset_get(engine_ctl(), v->id, blob, &len);
     if (rc && rc != -ENOENT && moat_ctl_is_dead(engine_ctl()))
@@ -245,6 +247,7 @@ static void on_policy(struct vnic *v, const struct wire *w)
     v->handed_len = w->blob_len;
     v->handed_blob = w->blob_len ? xmemdup(w->blob, w->blob_len) : NULL;
     v->handed_generation = w->generation;
+    v->enroll_until = w->enroll_left_s ? time_msec() + w->enroll_left_s * 1000LL : 0;
 }
 
 static enum mig_event_type event_of(unsigned type)

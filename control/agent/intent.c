@@ -100,6 +100,8 @@ void intent_run(void)
     serial++;
 }
 
+/* Compiled into what is in force, which may be the last good inventory: an operator's
+ * quarantine must not wait until somebody has mended another VM's row. */
 static void compile(struct intent *it, const char *vnic)
 {
     int i = inventory ? moat_inventory_find_vnic(inventory, vnic) : -1;
@@ -111,8 +113,9 @@ static void compile(struct intent *it, const char *vnic)
         ovs_strlcpy(it->problem, "not in the inventory that is in force", sizeof it->problem);
         return;
     }
-    moat_policy_settings(policy, inventory, moat_inventory_vm_of(inventory, (unsigned)i),
-                         &it->conf.settings);
+    unsigned vm = moat_inventory_vm_of(inventory, (unsigned)i);
+    moat_inventory_set_quarantine(inventory, vm, it->by_operator);
+    moat_policy_settings(policy, inventory, vm, &it->conf.settings);
     diags = moat_diags_create();
     int rc = moat_policy_compile(policy, inventory, (unsigned)i, generation, &blob, &len, diags);
     if (rc || len < sizeof(struct moat_ruleset_head)) {
@@ -149,10 +152,15 @@ const struct intent *intent_get(const char *vnic)
     cluster_vnic(vnic, &row);
     if (!row.known) {
         it->known = it->known && row.problem[0]; /* a bad row: keep what we had */
+        if (it->known && it->by_operator != row.quarantine) {
+            it->by_operator = row.quarantine;
+            compile(it, vnic);
+        }
         ovs_strlcpy(it->problem, row.problem, sizeof it->problem);
         return it;
     }
     it->known = true;
+    it->by_operator = row.quarantine;
     struct moat_settings settings = it->conf.settings;
     it->conf = row.conf;
     it->conf.settings = settings;

@@ -20,6 +20,7 @@ struct intent {
     size_t len;
     uint64_t generation;
     uint8_t digest[16];
+    bool by_operator; /* quarantine, whatever the policy says */
     char problem[200]; /* "": none */
     unsigned serial;
 };

@@ -112,7 +112,27 @@ void mig_claim(struct mig *m, enum moat_slot_state state, struct mig_out *out)
     a->epoch = m->epoch;
 }
 
+/* Asks the database for a vNIC that nobody holds. */
+void mig_take(struct mig *m, long long now, struct mig_out *out)
+{
+    mig_act(out, MIG_DO_TAKE);
+    m->first = m->f.db_epoch == 0;
+    m->retry_at = now + RETRY_SLOW_MS;
+}
+
 /* --- what is so ------------------------------------------------------------------ */
+
+bool mig_is_open(const struct mig *m)
+{
+    return m->f.slot_state == MOAT_SLOT_ACTIVE || m->f.slot_state == MOAT_SLOT_ENROLLING;
+}
+
+/* Another holder in between has given it a firewall: its epoch is above ours. */
+enum moat_slot_state mig_open_as(const struct mig *m)
+{
+    return m->first && m->f.holder == MIG_DB_SELF && m->f.db_epoch == 1 ? MOAT_SLOT_ENROLLING
+                                                                         : MOAT_SLOT_ACTIVE;
+}
 
 /* The slot passes nothing and will not by itself. */
 bool mig_is_shut(const struct mig *m)
@@ -219,8 +239,7 @@ static void settle_idle(struct mig *m, long long now, struct mig_out *out)
         break;
     case MIG_DB_NONE:
         if (f->db_up && now >= m->retry_at) {
-            mig_act(out, MIG_DO_TAKE);
-            m->retry_at = now + RETRY_SLOW_MS;
+            mig_take(m, now, out);
         } else if (!f->db_up && f->db_given_up) {
             m->epoch = f->db_epoch + 1;
             mig_claim(m, MOAT_SLOT_ACTIVE, out);
@@ -230,10 +249,11 @@ static void settle_idle(struct mig *m, long long now, struct mig_out *out)
         break;
     case MIG_DB_SELF:
         m->epoch = f->db_epoch;
-        mig_claim(m, MOAT_SLOT_ACTIVE, out);
+        mig_claim(m, mig_open_as(m), out);
         mig_hold(m, m->epoch, now);
         break;
     case MIG_DB_OTHER:
+        m->first = false;
         m->epoch = f->db_epoch;
         mig_set_peer(m, f->db_host);
         mig_claim(m, MOAT_SLOT_ARRIVING, out);
@@ -255,8 +275,10 @@ static void settle(struct mig *m, long long now, struct mig_out *out)
         if (link)
             mig_act(out, MIG_DO_DISCONNECT);
         struct mig_facts f = m->f;
+        bool first = m->first; /* the claim was refused, and will be tried again */
         mig_init(m);
         m->f = f;
+        m->first = first;
         m->since = now;
     }
     switch (m->state) {
@@ -322,7 +344,7 @@ static void take_event(struct mig *m, const struct mig_event *ev, long long now,
         m->fresh = true;
         break;
     case MIG_EV_PRECOPY_OFF:
-        if (m->state == MIG_FEEDING && m->f.running && m->f.slot_state == MOAT_SLOT_ACTIVE) {
+        if (m->state == MIG_FEEDING && m->f.running && mig_is_open(m)) {
             mig_send(out, WIRE_CANCEL, 0)->text = "the migration was cancelled";
             mig_stop_feeding(m, out, now);
         }

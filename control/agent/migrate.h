@@ -48,7 +48,12 @@
  *  - a destination opens with the source's fence, or, if the source cannot be
  *    reached, after the database has made it the holder; only if neither can be
  *    reached does the start of the VM's rings suffice;
- *  - the epoch only rises; the database keeps the highest. */
+ *  - the epoch only rises; the database keeps the highest.
+ *
+ * A vNIC is enrolled only if it never had a firewall: the database said that nobody
+ * held it and that nobody ever did (epoch 0), this agent took it, and has not opened it
+ * since.  Only the agent's memory knows, so that whatever is forgotten makes a slot
+ * that enforces: a lost mapping, a reboot or a restored host never opens one. */
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -144,7 +149,7 @@ enum mig_open {
 };
 
 enum mig_do {
-    MIG_DO_CLAIM,        /* state: ACTIVE or ARRIVING; epoch */
+    MIG_DO_CLAIM,        /* state: ACTIVE, ENROLLING (the very first one) or ARRIVING; epoch */
     MIG_DO_CLAIM_ORPHAN, /* nobody knows this vNIC: the host's fail mode decides */
     MIG_DO_RELEASE,
     MIG_DO_STATE,        /* state, epoch (0: keep) */
@@ -192,6 +197,7 @@ struct mig {
     bool link;
     bool wary;           /* found blocked: not ours to open before the VM runs here */
     bool orphan;         /* claimed without the database's word */
+    bool first;          /* we took what nobody ever held, and have not opened it yet */
     bool fresh;          /* a QEMU has connected since GONE */
     bool offered;        /* FENCED was sent */
     bool remote_running; /* the destination said STARTED */

@@ -35,6 +35,7 @@ void mig_send_refuse(struct mig_out *, enum mig_refuse, const char *text);
 void mig_say(struct mig_out *, enum mig_do, const char *text);
 void mig_precopy(struct mig_out *, bool on);
 void mig_claim(struct mig *, enum moat_slot_state, struct mig_out *);
+void mig_take(struct mig *, long long now, struct mig_out *);
 void mig_disconnect(struct mig *, struct mig_out *);
 void mig_write_holder(struct mig *, struct mig_out *, uint64_t epoch); /* once in each state */
 
@@ -42,6 +43,8 @@ void mig_write_holder(struct mig *, struct mig_out *, uint64_t epoch); /* once i
 
 bool mig_is_shut(const struct mig *);
 bool mig_lost_it(const struct mig *);
+bool mig_is_open(const struct mig *);              /* ACTIVE or ENROLLING */
+enum moat_slot_state mig_open_as(const struct mig *); /* ENROLLING, or ACTIVE */
 
 /* --- changes of state ---------------------------------------------------------- */
 

@@ -74,20 +74,20 @@ static void settle_holding(struct mig *m, long long now, struct mig_out *out)
     if (m->orphan && f->holder >= MIG_DB_NONE) {
         /* The database has spoken at last. */
         if (f->holder == MIG_DB_NONE) {
-            if (f->db_up && now >= m->retry_at) {
-                mig_act(out, MIG_DO_TAKE);
-                m->retry_at = now + RETRY_SLOW_MS;
-            }
+            if (f->db_up && now >= m->retry_at)
+                mig_take(m, now, out);
             return;
         }
         if (f->holder == MIG_DB_SELF) {
-            mig_claim(m, MOAT_SLOT_ACTIVE, out);
+            enum moat_slot_state open = mig_open_as(m);
+            mig_claim(m, open, out);
             mig_hold(m, f->db_epoch, now);
-            mig_set_state(out, MOAT_SLOT_ACTIVE, f->db_epoch);
+            if (open == MOAT_SLOT_ACTIVE)
+                mig_set_state(out, MOAT_SLOT_ACTIVE, f->db_epoch);
             return;
         }
         /* Another host has it: ask for it as any arriving vNIC does. */
-        m->orphan = false;
+        m->orphan = m->first = false;
         m->epoch = f->db_epoch;
         mig_set_peer(m, f->db_host);
         mig_set_state(out, MOAT_SLOT_ARRIVING, 0);
@@ -95,7 +95,7 @@ static void settle_holding(struct mig *m, long long now, struct mig_out *out)
         return;
     }
     if (mig_lost_it(m)) {
-        if (f->running && f->slot_state == MOAT_SLOT_ACTIVE)
+        if (f->running && mig_is_open(m))
             mig_say(out, MIG_DO_ALARM,
                     "the database gave this vNIC to another host while it runs here");
         mig_disconnect(m, out);
@@ -128,12 +128,13 @@ static void settle_holding(struct mig *m, long long now, struct mig_out *out)
     }
     if (f->slot_state == MOAT_SLOT_BLOCKED && f->port) {
         if (!m->wary || f->running)
-            mig_claim(m, MOAT_SLOT_ACTIVE, out); /* plugged again */
+            mig_claim(m, mig_open_as(m), out); /* plugged again, or not opened yet */
         return;
     }
     m->wary = false;
-    if (f->slot_state != MOAT_SLOT_ACTIVE && f->slot_state != MOAT_SLOT_ENROLLING &&
-        f->slot_state != MOAT_SLOT_BLOCKED)
+    if (mig_is_open(m))
+        m->first = false;
+    else if (f->slot_state != MOAT_SLOT_BLOCKED)
         mig_set_state(out, MOAT_SLOT_ACTIVE, m->epoch);
     if ((f->holder == MIG_DB_OTHER && f->db_epoch < m->epoch) || f->holder == MIG_DB_NONE ||
         (f->holder == MIG_DB_SELF && f->db_epoch < m->epoch))
@@ -170,8 +171,7 @@ static void settle_feeding(struct mig *m, long long now, struct mig_out *out)
     }
     /* The rings stopped before we could say that a destination is being fed: freeze
      * by hand, once it is sure that this is no reboot of the guest. */
-    if (!f->running && (m->remote_running || !f->connected) &&
-        f->slot_state == MOAT_SLOT_ACTIVE) {
+    if (!f->running && (m->remote_running || !f->connected) && mig_is_open(m)) {
         mig_set_state(out, MOAT_SLOT_BLOCKED, 0);
         return;
     }
@@ -199,7 +199,7 @@ static void settle_frozen(struct mig *m, long long now, struct mig_out *out)
         depart(m, f->db_epoch, f->db_host, now, out);
     } else if (f->holder == MIG_DB_NO_VNIC && !f->port) {
         mig_release(m, now, out);
-    } else if (f->slot_state == MOAT_SLOT_ACTIVE) {
+    } else if (mig_is_open(m)) {
         mig_enter(m, MIG_HOLDING, now);
     } else if (f->running && !m->offered) {
         mig_act(out, MIG_DO_FEED_STOP);

@@ -51,13 +51,19 @@ static bool state_fits(enum mig_state m, uint8_t s)
     }
 }
 
+bool reconcile_enrolls_too_long(const struct reconcile_want *w, const struct moat_slot_info *s)
+{
+    return s->state == MOAT_SLOT_ENROLLING && reconcile_applies(w->state) && w->conf &&
+           (w->conf->settings.quarantine || !w->conf->settings.enroll_s);
+}
+
 unsigned reconcile_compare(const struct reconcile_want *w, const struct moat_slot_info *s)
 {
     unsigned diff = 0;
 
     if (!s)
         return w->state == MIG_IDLE ? 0 : DIFF_MISSING;
-    if (!state_fits(w->state, s->state))
+    if (!state_fits(w->state, s->state) || reconcile_enrolls_too_long(w, s))
         diff |= DIFF_STATE;
     if (!reconcile_applies(w->state))
         return diff;
@@ -91,6 +97,8 @@ void reconcile_text(unsigned diff, const struct reconcile_want *w, const struct 
                  want, (unsigned long long)w->generation, have, (unsigned long long)s->generation);
     } else if (diff & DIFF_CONF) {
         snprintf(buf, size, "identity or settings differ from what is intended");
+    } else if ((diff & DIFF_STATE) && reconcile_enrolls_too_long(w, s)) {
+        snprintf(buf, size, "the slot is enrolling where it shall enforce");
     } else if (diff & DIFF_STATE) {
         snprintf(buf, size, "the slot is %s while the vNIC is %s", moat_slot_state_name(s->state),
                  mig_state_name(w->state));

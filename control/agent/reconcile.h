@@ -27,6 +27,9 @@ struct reconcile_want {
 /* The DIFF_* that apply; 0: as wanted. `slot` NULL: there is none. */
 unsigned reconcile_compare(const struct reconcile_want *, const struct moat_slot_info *slot);
 
+/* An enrolment goes on that the settings (no longer) ask for, or that quarantine forbids. */
+bool reconcile_enrolls_too_long(const struct reconcile_want *, const struct moat_slot_info *slot);
+
 /* In words, for people. */
 void reconcile_text(unsigned diff, const struct reconcile_want *, const struct moat_slot_info *,
                     char *buf, size_t size);

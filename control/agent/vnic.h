@@ -27,6 +27,14 @@ struct vnic {
     long long fix_at;
     unsigned intent_serial, engine_generation;
 
+    /* What was last enforced here, and said. */
+    enum vnic_quarantine {
+        QUARANTINE_UNKNOWN, /* the agent has just started */
+        QUARANTINE_NONE,
+        QUARANTINE_POLICY,   /* no rule names the VM */
+        QUARANTINE_OPERATOR, /* a person said so */
+    } quarantine;
+
     /* source */
     struct feed feed;
     long long frozen_at_us; /* 0: not; of the last freeze */
@@ -39,6 +47,7 @@ struct vnic {
     size_t handed_len;
     uint64_t handed_generation;
     enum arrive_from policy_from, settings_from;
+    long long enroll_until; /* it was being enrolled at the source: until then, ms */
     uint64_t accepted, refused; /* records since POLICY, as feed.records at the source */
     uint64_t rec_epoch;
     int64_t hold_us;

@@ -146,6 +146,37 @@ static void evict(const char *path, const char *id)
     engine_refresh();
 }
 
+/* Opens the first slot of a vNIC as its settings ask: for a time what runs is picked up,
+ * and what is refused passes.  False: it shall enforce at once.  Quarantine is not for
+ * later, and without a ruleset there is nothing to be enrolled into. */
+static bool enroll(struct vnic *v, const struct moat_slot_conf *conf)
+{
+    const struct moat_settings *s = &conf->settings;
+
+    if (!s->enroll_s || s->quarantine)
+        return false;
+    if (!vnic_set_state(v, &(struct moat_ctl_state){.state = MOAT_SLOT_ENROLLING,
+                                                    .epoch = conf->epoch,
+                                                    .pickup_s = s->enroll_s}))
+        return false;
+    alert(SEV_NOTICE, "enrolling", v->id, conf->vm,
+          "its first firewall: for %u s connections are picked up, and what policy refuses is "
+          "only counted and logged",
+          s->enroll_s);
+    return true;
+}
+
+/* Whoever is being fed goes on being fed. */
+static bool end_enrolment(struct vnic *v)
+{
+    bool fed = v->mig.state == MIG_FEEDING;
+
+    return vnic_set_state(v, &(struct moat_ctl_state){
+                                 .state = MOAT_SLOT_ACTIVE,
+                                 .precopy = fed,
+                                 .wait_ms = fed ? host_config_uint("handover-wait-ms", 400) : 0});
+}
+
 /* Claims the slot, gives it its ruleset, and only then opens it: a slot is never
  * open without the policy that there is. */
 void vnic_claim(struct vnic *v, enum moat_slot_state state)
@@ -157,14 +188,19 @@ void vnic_claim(struct vnic *v, enum moat_slot_state state)
     vnic_wanted_conf(v, &conf);
     if (!conf.path[0] || time_msec() < v->claim_at)
         return;
+    if (!engine_slot(v->id))
+        v->quarantine = QUARANTINE_NONE;
     evict(conf.path, v->id);
     conf.state = state == MOAT_SLOT_ARRIVING ? MOAT_SLOT_ARRIVING : MOAT_SLOT_BLOCKED;
     if (!vnic_ok(v, moat_ctl_claim(engine_ctl(), &conf), "claiming its slot"))
         return;
-    if (vnic_best_ruleset(v, &blob, &len) && !vnic_publish(v, blob, len))
+    bool have = vnic_best_ruleset(v, &blob, &len);
+    if (have && !vnic_publish(v, blob, len))
         return;
     v->io_problem[0] = '\0';
-    if (state == MOAT_SLOT_ACTIVE)
+    if (state == MOAT_SLOT_ENROLLING && have && enroll(v, &conf))
+        return;
+    if (state == MOAT_SLOT_ACTIVE || state == MOAT_SLOT_ENROLLING)
         vnic_set_state(v, &(struct moat_ctl_state){.state = MOAT_SLOT_ACTIVE, .epoch = conf.epoch});
 }
 
@@ -188,6 +224,14 @@ void vnic_claim_orphan(struct vnic *v)
     if (!s || was.conf.settings.on_missing_policy != mode)
         alert(mode == MOAT_FAIL_ALLOW ? SEV_ALARM : SEV_WARNING, "no-policy", v->id, "", "%s; %s",
               why, v->decided);
+}
+
+/* What arrives enforces; but what its enrolment had not seen yet may still be picked up. */
+static uint32_t enroll_rest_s(const struct vnic *v)
+{
+    long long rest_ms = v->has_handover ? v->enroll_until - time_msec() : 0;
+
+    return rest_ms > 0 ? (uint32_t)((rest_ms + 999) / 1000) : 0;
 }
 
 void vnic_open(struct vnic *v, uint64_t epoch, enum mig_open why)
@@ -229,7 +273,7 @@ void vnic_open(struct vnic *v, uint64_t epoch, enum mig_open why)
               out.by, (unsigned long long)epoch);
     vnic_set_state(v, &(struct moat_ctl_state){.state = MOAT_SLOT_ACTIVE,
                                                .epoch = epoch,
-                                               .pickup_s = out.pickup_s});
+                                               .pickup_s = MAX(out.pickup_s, enroll_rest_s(v))});
 }
 
 /* --- wanted against enforced ----------------------------------------------------- */
@@ -260,13 +304,17 @@ static void fill_want(struct vnic *v, struct reconcile_want *want, struct moat_s
     }
 }
 
-static void fix(struct vnic *v, unsigned diff, const struct moat_slot_conf *conf, const void *blob,
-                size_t len)
+/* Settings before rules: sessions are judged again when the rules come, and quarantine
+ * then cuts those that are idle. */
+static void fix(struct vnic *v, unsigned diff, const struct reconcile_want *want,
+                const struct moat_slot_conf *conf, const void *blob, size_t len)
 {
     const struct moat_slot_info *s = engine_slot(v->id);
     bool good = true;
 
-    if (diff & DIFF_CONF) {
+    if (reconcile_enrolls_too_long(want, s))
+        good = end_enrolment(v);
+    if (good && (diff & DIFF_CONF)) {
         struct moat_slot_conf c = *conf;
         c.state = s->state == MOAT_SLOT_ARRIVING ? MOAT_SLOT_ARRIVING : MOAT_SLOT_BLOCKED;
         good = vnic_ok(v, moat_ctl_claim(engine_ctl(), &c), "updating its slot");
@@ -277,6 +325,39 @@ static void fix(struct vnic *v, unsigned diff, const struct moat_slot_conf *conf
         v->io_problem[0] = '\0';
     v->fix_at = time_msec() + (good ? 0 : RETRY_MS);
     engine_refresh();
+}
+
+static enum vnic_quarantine quarantine_of(const struct intent *it, const struct moat_settings *s)
+{
+    return !s->quarantine    ? QUARANTINE_NONE
+           : it->by_operator ? QUARANTINE_OPERATOR
+                             : QUARANTINE_POLICY;
+}
+
+/* Says what has changed since the last time, now that it is enforced. */
+static void note_quarantine(struct vnic *v, const struct reconcile_want *want,
+                            const struct moat_slot_info *s, unsigned diff)
+{
+    static const char *const texts[] = {
+        [QUARANTINE_NONE] = "quarantine is lifted: the policy's rules hold",
+        [QUARANTINE_POLICY] = "quarantine, base tier only: no rule of the policy names the VM",
+        [QUARANTINE_OPERATOR] =
+            "quarantine by an operator: base tier only, whatever the policy says",
+    };
+    const struct intent *it = intent_get(v->id);
+
+    if (!s || !it->known || !want->conf || !reconcile_applies(want->state) ||
+        (diff & (DIFF_CONF | DIFF_RULESET)))
+        return;
+    enum vnic_quarantine now = quarantine_of(it, &s->conf.settings);
+    if (now != v->quarantine)
+        alert_always(SEV_NOTICE, "quarantine", v->id, s->conf.vm, "%s", texts[now]);
+    v->quarantine = now;
+}
+
+static const char *quarantine_name(enum vnic_quarantine q)
+{
+    return q == QUARANTINE_OPERATOR ? "operator" : q == QUARANTINE_POLICY ? "policy" : "";
 }
 
 static void report(struct vnic *v, const struct reconcile_want *want,
@@ -302,6 +383,7 @@ static void report(struct vnic *v, const struct reconcile_want *want,
     }
     ovs_strlcpy(e.state, moat_slot_state_name(s->state), sizeof e.state);
     ovs_strlcpy(e.problem, v->problem, sizeof e.problem);
+    ovs_strlcpy(e.quarantine, quarantine_name(v->quarantine), sizeof e.quarantine);
     e.epoch = s->conf.epoch;
     e.generation = s->generation;
     if (s->has_ruleset)
@@ -323,10 +405,13 @@ void vnic_check(struct vnic *v)
 
     if (!engine_up())
         return;
+    if (s && v->quarantine == QUARANTINE_UNKNOWN) /* as it was left: nothing new to be said */
+        v->quarantine = quarantine_of(intent_get(v->id), &s->conf.settings);
     fill_want(v, &want, &conf, &blob, &len);
     unsigned diff = reconcile_compare(&want, s);
-    if (s && (diff & (DIFF_CONF | DIFF_RULESET)) && time_msec() >= v->fix_at) {
-        fix(v, diff, &conf, blob, len);
+    if (s && ((diff & (DIFF_CONF | DIFF_RULESET)) || reconcile_enrolls_too_long(&want, s)) &&
+        time_msec() >= v->fix_at) {
+        fix(v, diff, &want, &conf, blob, len);
         s = engine_slot(v->id);
         if (!engine_up())
             return;
@@ -339,6 +424,7 @@ void vnic_check(struct vnic *v)
         v->diff_since = time_msec();
     }
     v->diff = diff;
+    note_quarantine(v, &want, s, diff);
     report(v, &want, s, diff);
     if (diff && !v->alarmed && time_msec() - v->diff_since >= DIFF_ALARM_MS) {
         v->alarmed = true;

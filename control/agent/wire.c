@@ -140,6 +140,15 @@ static uint8_t get_upto(struct in *i, unsigned max)
     return (uint8_t)v;
 }
 
+static uint32_t get_max(struct in *i, uint32_t max, const char *why)
+{
+    uint64_t v = get(i, 4);
+
+    if (v > max)
+        spoil(i, why);
+    return (uint32_t)v;
+}
+
 static void get_settings(struct in *i, struct moat_settings *s)
 {
     memset(s, 0, sizeof *s);
@@ -154,21 +163,21 @@ static void get_settings(struct in *i, struct moat_settings *s)
     s->ra_guard = get_upto(i, 1);
     s->dhcp_guard = get_upto(i, 1);
     s->n_ethertypes = get_upto(i, MOAT_ETHERTYPES_MAX);
-    for (unsigned k = 0; k < MOAT_ETHERTYPES_MAX; k++)
+    for (unsigned k = 0; k < MOAT_ETHERTYPES_MAX; k++) {
         s->ethertypes[k] = (uint16_t)get(i, 2);
-    s->pickup_s = (uint32_t)get(i, 4);
-    s->hold_ms = (uint32_t)get(i, 4);
-    s->enroll_s = (uint32_t)get(i, 4);
+        if (k < s->n_ethertypes ? moat_ethertype_is_judged(s->ethertypes[k]) : s->ethertypes[k])
+            spoil(i, "ethertype out of range");
+    }
+    s->pickup_s = get_max(i, MOAT_PICKUP_MAX, "pickup out of range");
+    s->hold_ms = get_max(i, MOAT_HOLD_MAX, "hold out of range");
+    s->enroll_s = get_max(i, MOAT_ENROLL_MAX, "enrolment out of range");
     s->max_sessions = (uint32_t)get(i, 4);
     s->max_half_open = (uint32_t)get(i, 4);
     s->max_new = (uint32_t)get(i, 4);
     s->max_fragments = (uint32_t)get(i, 4);
     s->max_logs = (uint32_t)get(i, 4);
-    for (unsigned k = 0; k < MOAT_N_TIMERS; k++) {
-        s->timers[k] = (uint32_t)get(i, 4);
-        if (s->timers[k] > MOAT_TIMER_MAX)
-            spoil(i, "timer out of range");
-    }
+    for (unsigned k = 0; k < MOAT_N_TIMERS; k++)
+        s->timers[k] = get_max(i, MOAT_TIMER_MAX, "timer out of range");
 }
 
 static void put_conf(struct out *o, const struct moat_slot_conf *c)
@@ -235,6 +244,7 @@ static void put_body(struct out *o, const struct wire *w)
         break;
     case WIRE_POLICY:
         put_conf(o, &w->conf);
+        put(o, w->enroll_left_s, 4);
         put(o, w->generation, 8);
         put_bytes(o, w->digest, sizeof w->digest);
         if (w->blob_len > MOAT_RULESET_MAX_SIZE)
@@ -328,6 +338,7 @@ static void get_body(struct in *i, struct wire *w)
         break;
     case WIRE_POLICY:
         get_conf(i, &w->conf);
+        w->enroll_left_s = get_max(i, MOAT_ENROLL_MAX, "enrolment out of range");
         w->generation = get(i, 8);
         get_bytes(i, w->digest, sizeof w->digest);
         w->blob_len = get(i, 4);

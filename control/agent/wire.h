@@ -88,6 +88,7 @@ struct wire {
     uint64_t accepted, refused; /* FINAL_ACK */
     uint64_t wait_us;       /* DONE */
     struct moat_slot_conf conf; /* POLICY; no path, no state */
+    uint32_t enroll_left_s; /* POLICY: seconds that its enrolment would go on; 0: none */
     uint64_t generation;    /* POLICY */
     uint8_t digest[16];     /* POLICY */
     uint32_t n;             /* SESSIONS: records */

@@ -36,7 +36,19 @@
     X(WAIT, "wait", 0, "SECONDS", "wait until all hosts enforce it, at most so long")              \
     X(IF_GENERATION, "if-generation", 0, "N", "only if generation N is the current one")           \
     X(IN_PLACE, "in-place", 'i', NULL, "write the result back to the file")                        \
-    X(CHECK, "check", 0, NULL, "change nothing; fail if the text is not canonical")
+    X(CHECK, "check", 0, NULL, "change nothing; fail if the text is not canonical")                \
+    X(REFUSED, "refused", 0, NULL, "only packets that are refused")                                \
+    X(PASSED, "passed", 0, NULL, "only packets that pass")                                         \
+    X(WRITE, "write", 'w', "FILE", "the file to write; -: standard output")                        \
+    X(FORCE, "force", 0, NULL, "replace the file if it is there")                                  \
+    X(SNAPLEN, "snaplen", 0, "N", "at most so many bytes of each packet (2048)")                   \
+    X(MAC, "mac", 0, "MAC", "a MAC of the VM; repeatable")                                         \
+    X(ADDRESS, "address", 0, "ADDRESS", "an address or prefix of the VM; repeatable")              \
+    X(NAME, "name", 0, "NAME", "the VM's name")                                                    \
+    X(LABEL, "label", 0, "KEY=VALUE", "a label of the VM; repeatable")                             \
+    X(INVENTORY, "inventory", 0, "FILE", "networks and VMs that the policy speaks of, as JSON")    \
+    X(PICKUP, "pickup", 0, "SECONDS", "permitted TCP may begin mid-stream for so long")            \
+    X(SUMMARY, "summary", 0, NULL, "print only the summary")
 
 enum cli_option {
 #define X(SYM, NAME, LETTER, ARG, HELP) CLI_OPT_##SYM,
@@ -56,6 +68,13 @@ struct cli {
     const char *const *args; /* after the command's own words */
     size_t n_args;
     const char *opts[CLI_N_OPTIONS]; /* NULL: not given; "" if it takes no argument */
+    const struct cli_given *given;   /* each time that one was given, in order */
+    size_t n_given;
+};
+
+struct cli_given {
+    enum cli_option option;
+    const char *value;
 };
 
 struct cli_command {
@@ -81,8 +100,12 @@ int cli_usage(const struct cli *, const char *format, ...) __attribute__((format
  * not given.  False: it is none, and that has been said. */
 bool cli_number(const struct cli *, enum cli_option, int64_t min, int64_t max, int64_t *value);
 
-extern const struct cli_command event_commands[], host_commands[], migration_commands[],
-    network_commands[], policy_commands[], rule_commands[], session_commands[], slot_commands[],
-    status_commands[], vm_commands[]; /* each ends with a NULL name */
+/* The values of a repeatable option, one after the other: *i starts at 0.  NULL: no more. */
+const char *cli_next(const struct cli *, enum cli_option, size_t *i);
+
+extern const struct cli_command capture_commands[], event_commands[], host_commands[],
+    migration_commands[], network_commands[], policy_commands[], replay_commands[],
+    rule_commands[], session_commands[], slot_commands[], status_commands[], trace_commands[],
+    vm_commands[]; /* each ends with a NULL name */
 
 #endif /* control/cli/cli.h */

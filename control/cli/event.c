@@ -16,6 +16,7 @@
 #include "engine.h"
 #include "out.h"
 #include "ovsdb-idl.h"
+#include "packet.h"
 #include "text.h"
 #include "timeval.h"
 #include "util.h"
@@ -191,18 +192,6 @@ static const char *type_name(unsigned type)
     return type < ARRAY_SIZE(names) && names[type] ? names[type] : "?";
 }
 
-static const char *verdict_name(int64_t verdict)
-{
-    static const char *const names[] = {"drop", "allow", "reject", "next-tier", "log"};
-
-    return verdict >= 0 && verdict < (int64_t)ARRAY_SIZE(names) ? names[verdict] : "?";
-}
-
-static const char *direction_name(unsigned dir)
-{
-    return dir == MOAT_FROM_VM ? "from-vm" : "to-vm";
-}
-
 static char *packet_message(const struct moat_event *e)
 {
     const struct moat_flow *f = &e->flow;
@@ -216,7 +205,7 @@ static char *packet_message(const struct moat_event *e)
     char *why = e->value == MOAT_ALLOW
                     ? xasprintf("rule %u", e->rule)
                     : xasprintf("%s, rule %u", moat_reason_name(e->reason), e->rule);
-    char *s = xasprintf("%s %s %s %s %s (%s, generation %" PRIu64 ")", verdict_name(e->value),
+    char *s = xasprintf("%s %s %s %s %s (%s, generation %" PRIu64 ")", packet_verdict(e->value),
                         proto, local, out ? "->" : "<-", remote, why, e->generation);
 
     free(proto);
@@ -271,24 +260,6 @@ static char *event_message(const struct moat_event *e)
     return s;
 }
 
-static struct json *flow_json(const struct moat_flow *f)
-{
-    struct json *j = json_object_create();
-    unsigned family = f->family == MOAT_FAM_IP6 ? 6 : 4;
-
-    json_object_put_string(j, "direction", direction_name(f->dir));
-    json_object_put_string(j, "family",
-                           f->family == MOAT_FAM_ARP ? "arp"
-                           : family == 6             ? "ip6"
-                                                     : "ip4");
-    json_object_put(j, "proto", json_integer_create(f->proto));
-    json_object_put(j, "sport", json_integer_create(f->sport));
-    json_object_put(j, "dport", json_integer_create(f->dport));
-    json_object_put(j, "local", json_string_create_nocopy(text_address(family, f->local, -1)));
-    json_object_put(j, "remote", json_string_create_nocopy(text_address(family, f->remote, -1)));
-    return j;
-}
-
 static void put_field(struct out *o, const char *key, const char *field, size_t size)
 {
     char *s = text_field(field, size);
@@ -314,7 +285,7 @@ static void put_local(struct out *o, const struct moat_event *e)
     out_integer(o, "generation", (int64_t)e->generation);
     out_integer(o, "frame_len", e->frame_len);
     if (e->type == MOAT_EV_PACKET)
-        out_value(o, "flow", flow_json(&e->flow), NULL);
+        out_value(o, "flow", packet_flow_json(&e->flow), NULL);
     put_field(o, "text", e->text, sizeof e->text);
     free(message);
 }

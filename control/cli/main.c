@@ -23,6 +23,7 @@
 static const struct cli_command *const families[] = {
     status_commands,  host_commands, network_commands, vm_commands,     slot_commands,
     session_commands, rule_commands, event_commands,   policy_commands, migration_commands,
+    trace_commands,   capture_commands, replay_commands,
 };
 
 static const struct {
@@ -133,11 +134,19 @@ bool cli_number(const struct cli *cli, enum cli_option opt, int64_t min, int64_t
     return false;
 }
 
+const char *cli_next(const struct cli *cli, enum cli_option opt, size_t *i)
+{
+    while (*i < cli->n_given)
+        if (cli->given[(*i)++].option == opt)
+            return cli->given[*i - 1].value;
+    return NULL;
+}
+
 /* --- help ------------------------------------------------------------------- */
 
 static void print_option(const char *name, char letter, const char *arg, const char *help)
 {
-    char *left = letter ? xasprintf("-%c, --%s", letter, name)
+    char *left = letter ? xasprintf("-%c, --%s%s%s", letter, name, arg ? "=" : "", arg ? arg : "")
                         : xasprintf("    --%s%s%s", name, arg ? "=" : "", arg ? arg : "");
 
     printf("  %-26s %s\n", left, help);
@@ -225,6 +234,8 @@ static int help_command(const struct cli *cli, const char *const *words, size_t 
 struct parsed {
     const char *globals[N_GLOBALS];
     const char *opts[CLI_N_OPTIONS];
+    struct cli_given *given;
+    size_t n_given;
     const char **words;
     size_t n_words;
 };
@@ -250,10 +261,12 @@ static int find_option(const char *name, size_t n, char letter, bool *has_arg)
 
 static void set_option(struct parsed *p, int opt, const char *value)
 {
-    if (opt < CLI_N_OPTIONS)
+    if (opt < CLI_N_OPTIONS) {
         p->opts[opt] = value;
-    else
+        p->given[p->n_given++] = (struct cli_given){(enum cli_option)opt, value};
+    } else {
         p->globals[opt - CLI_N_OPTIONS] = value;
+    }
 }
 
 static bool parse_long(struct cli *cli, struct parsed *p, char **argv, int *i)
@@ -279,9 +292,10 @@ static bool parse_long(struct cli *cli, struct parsed *p, char **argv, int *i)
     return true;
 }
 
-static bool parse_letters(struct cli *cli, struct parsed *p, const char *letters)
+/* Letters in one word; the argument of the last is the rest of the word or the next one. */
+static bool parse_letters(struct cli *cli, struct parsed *p, char **argv, int *i)
 {
-    for (; *letters; letters++) {
+    for (const char *letters = argv[*i] + 1; *letters; letters++) {
         bool has_arg;
         int opt = find_option(NULL, 0, *letters, &has_arg);
 
@@ -289,7 +303,16 @@ static bool parse_letters(struct cli *cli, struct parsed *p, const char *letters
             cli_usage(cli, "unknown option -%c", *letters);
             return false;
         }
-        set_option(p, opt, "");
+        if (!has_arg) {
+            set_option(p, opt, "");
+            continue;
+        }
+        if (!letters[1] && !argv[*i + 1]) {
+            cli_usage(cli, "-%c needs an argument", *letters);
+            return false;
+        }
+        set_option(p, opt, letters[1] ? letters + 1 : argv[++*i]);
+        break;
     }
     return true;
 }
@@ -306,7 +329,7 @@ static bool parse(struct cli *cli, struct parsed *p, char **argv)
         } else if (argv[i][1] == '-') {
             if (!parse_long(cli, p, argv, &i))
                 return false;
-        } else if (!parse_letters(cli, p, argv[i] + 1)) {
+        } else if (!parse_letters(cli, p, argv, &i)) {
             return false;
         }
     }
@@ -452,6 +475,8 @@ static int run(struct cli *cli, struct parsed *p)
     cli->args = p->words + n;
     cli->n_args = p->n_words - n;
     memcpy(cli->opts, p->opts, sizeof cli->opts);
+    cli->given = p->given;
+    cli->n_given = p->n_given;
     if (!check_command(cli, p) || !set_globals(cli, p))
         return CLI_USAGE;
     return cli->command->run(cli);
@@ -468,8 +493,14 @@ int main(int argc, char **argv)
     /* A server that goes away is an error, not the end of us. */
     signal(SIGPIPE, SIG_IGN);
 
+    size_t room = 1; /* letters share words */
+
+    for (int i = 1; i < argc; i++)
+        room += 1 + (argv[i][0] == '-' ? strlen(argv[i]) : 0);
     p.words = xcalloc((size_t)argc + 1, sizeof *p.words);
+    p.given = xcalloc(room, sizeof *p.given);
     int status = parse(&cli, &p, argv) ? run(&cli, &p) : CLI_USAGE;
+    free(p.given);
     free(p.words);
     if (fflush(stdout) || ferror(stdout)) {
         /* A reader that went away, as in "| head", is no reason to complain. */

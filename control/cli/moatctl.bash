@@ -22,7 +22,8 @@ _moatctl_words() {
             done
             where_+=("$word=$value")
             ;;
-        --format | --timeout | --vm | --vnic | --proto | --peer | --port | --state | --limit | --severity | \
+        --write | -w | --snaplen | --mac | --address | --name | --label | --inventory | --pickup | \
+            --format | --timeout | --vm | --vnic | --proto | --peer | --port | --state | --limit | --severity | \
             --wait | --if-generation)
             [[ ${COMP_WORDS[i + 1]-} != "=" ]] || ((i++))
             ((i++))
@@ -44,11 +45,11 @@ _moatctl_vnics() { _moatctl_ask '.[].vnics[]' vm list; }
 _moatctl_networks() { _moatctl_ask '.[].name' network list; }
 _moatctl_hosts() { _moatctl_ask '.[].name' host list; }
 
-_moatctl_commands='status host network vm slot session rule event policy migration help'
+_moatctl_commands='status host network vm slot session rule event policy migration trace capture replay help'
 declare -gA _moatctl_verbs=(
     [host]='list set'
     [network]='list add del'
-    [vm]='list show add set del vnic'
+    [vm]='list show add set del quarantine release vnic'
     ['vm vnic']='add del'
     [slot]='list show'
     [session]='list flush'
@@ -65,6 +66,11 @@ declare -gA _moatctl_options=(
     [rule]='--vm= --vnic='
     [event]='--follow --limit= --vm= --vnic= --severity= --local'
     [migration]='--vm= --limit='
+    [trace]='--vm= --vnic= --refused --passed --limit= --explain'
+    [capture]='--vm= --vnic= --refused --passed --limit= --write= --force --snaplen='
+    [replay]='--mac= --address= --name= --label= --inventory= --pickup= --refused --passed --explain --summary'
+    ['vm quarantine']='--wait='
+    ['vm release']='--wait='
     ['policy apply']='--dry-run --wait= --if-generation='
     ['policy fmt']='--in-place --check'
 )
@@ -84,7 +90,7 @@ _moatctl_values() {
 # What may follow the words so far.
 _moatctl_arguments() {
     case "${words_[*]:0:3}" in
-    'vm show' | 'vm set' | 'vm del') _moatctl_vms ;;
+    'vm show' | 'vm set' | 'vm del' | 'vm quarantine' | 'vm release') _moatctl_vms ;;
     'vm vnic add' | 'vm vnic del') [[ ${#words_[@]} == 3 ]] && _moatctl_vms ||
         { [[ ${words_[2]} != del ]] || _moatctl_vnics; } ;;
     'vm add '*) echo uuid= label host= ;;
@@ -108,11 +114,13 @@ _moatctl() {
         option=${COMP_WORDS[COMP_CWORD - 2]}
     elif [[ $prev == --* ]]; then
         option=$prev
+    elif [[ $prev == -w ]]; then
+        option=--write
     fi
     _moatctl_words
 
     case $option in
-    --ctl | --private-key | --certificate | --ca-cert)
+    --ctl | --private-key | --certificate | --ca-cert | --write | --inventory)
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")
         compopt -o filenames
         return
@@ -128,12 +136,16 @@ _moatctl() {
     elif [[ -z $offered ]]; then
         if [[ ${#words_[@]} == 0 ]]; then
             offered=$_moatctl_commands
-        elif [[ ${#words_[@]} == 1 ]]; then
+        elif [[ ${#words_[@]} == 1 && ${words_[0]} != replay ]]; then
             offered=${_moatctl_verbs[${words_[0]}]-}
         elif [[ ${words_[*]} == 'vm vnic' ]]; then
             offered=${_moatctl_verbs['vm vnic']}
         elif [[ ${words_[0]} == help && ${#words_[@]} == 2 ]]; then
             offered=${_moatctl_verbs[${words_[1]}]-}
+        elif [[ ${words_[0]} == replay ]]; then
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            compopt -o filenames
+            return
         elif [[ ${words_[0]} == policy && ${words_[1]} =~ ^(check|apply|fmt)$ ]]; then
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             compopt -o filenames

@@ -20,6 +20,7 @@
 
 #include "cli.h"
 #include "db.h"
+#include "file.h"
 #include "inventory.h"
 #include "openvswitch/dynamic-string.h"
 #include "out.h"
@@ -30,49 +31,6 @@
 #include "util.h"
 
 /* --- files ------------------------------------------------------------------ */
-
-static bool is_stdin(const char *file)
-{
-    return !file || !strcmp(file, "-");
-}
-
-static const char *name_of(const char *file)
-{
-    return is_stdin(file) ? "<stdin>" : file;
-}
-
-/* The whole file; NULL: said why. */
-static char *read_file(const char *file, size_t *len)
-{
-    FILE *f = is_stdin(file) ? stdin : fopen(file, "r");
-    size_t allocated = 0;
-    char *text = NULL;
-
-    if (!f) {
-        cli_error("cannot read %s: %s", file, ovs_strerror(errno));
-        return NULL;
-    }
-    *len = 0;
-    do {
-        if (*len + 4096 > allocated)
-            text = xrealloc(text, allocated = allocated * 2 + 8192);
-        *len += fread(text + *len, 1, allocated - *len - 1, f);
-    } while (!feof(f) && !ferror(f) && *len <= MOAT_POLICY_MAX_TEXT);
-    text[*len] = '\0';
-    if (ferror(f)) {
-        cli_error("cannot read %s: %s", name_of(file), ovs_strerror(errno));
-        free(text);
-        text = NULL;
-    } else if (*len > MOAT_POLICY_MAX_TEXT) {
-        cli_error("%s is longer than %u bytes, the limit of a policy", name_of(file),
-                  MOAT_POLICY_MAX_TEXT);
-        free(text);
-        text = NULL;
-    }
-    if (f != stdin)
-        fclose(f);
-    return text;
-}
 
 /* Replaces the file as a whole or not at all. */
 static bool write_file(const char *file, const char *text)
@@ -123,8 +81,8 @@ struct draft {
 static bool draft_open(struct draft *d, const char *file)
 {
     memset(d, 0, sizeof *d);
-    d->file = name_of(file);
-    d->text = read_file(file, &d->len);
+    d->file = file_name(file);
+    d->text = file_read(file, MOAT_POLICY_MAX_TEXT, &d->len);
     if (!d->text)
         return false;
     d->diags = moat_diags_create();
@@ -619,7 +577,7 @@ static int format_policy(const struct cli *cli)
     struct draft d;
     int status;
 
-    if (cli->opts[CLI_OPT_IN_PLACE] && is_stdin(file))
+    if (cli->opts[CLI_OPT_IN_PLACE] && file_is_stdin(file))
         return cli_usage(cli, "-i needs a file");
     if (!draft_open(&d, file))
         return CLI_FAILED;

@@ -13,27 +13,10 @@
 #include "args.h"
 #include "cli.h"
 #include "engine.h"
-#include "openvswitch/dynamic-string.h"
 #include "out.h"
+#include "packet.h"
 #include "text.h"
 #include "util.h"
-
-#define PROTO_TCP 6
-
-/* What moat_ses_side.state means: datapath/state_tcp.h and state_other.h. */
-static const char *const tcp_states[] = {"none",    "syn-sent",  "established",
-                                         "closing", "fin-acked", "reset"};
-static const char *const other_states[] = {"silent", "single", "multiple"};
-
-static const struct {
-    unsigned bit;
-    const char *name;
-} flags[] = {
-    {MOAT_SES_F_REPLIED, "replied"},
-    {MOAT_SES_F_LOOSE, "loose"},
-    {MOAT_SES_F_IMPORTED, "imported"},
-    {MOAT_SES_F_FAIL_OPEN, "fail-open"},
-};
 
 static const struct out_column columns[] = {
     {"vnic", "VNIC", 0},
@@ -66,13 +49,6 @@ static const struct out_column columns[] = {
     {"rule_text", NULL, 0},
 };
 
-static const char *state_name(unsigned proto, unsigned state)
-{
-    if (proto == PROTO_TCP)
-        return state < ARRAY_SIZE(tcp_states) ? tcp_states[state] : "?";
-    return state < ARRAY_SIZE(other_states) ? other_states[state] : "?";
-}
-
 /* --- filter ----------------------------------------------------------------- */
 
 struct filter {
@@ -81,17 +57,6 @@ struct filter {
     struct arg_prefix peer;
     const char *state;
 };
-
-static bool is_state(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(tcp_states); i++)
-        if (!strcmp(name, tcp_states[i]))
-            return true;
-    for (size_t i = 0; i < ARRAY_SIZE(other_states); i++)
-        if (!strcmp(name, other_states[i]))
-            return true;
-    return false;
-}
 
 static bool read_proto(const struct cli *cli, struct filter *f)
 {
@@ -130,7 +95,7 @@ static bool read_filter(const struct cli *cli, struct filter *f)
         cli_usage(cli, "--peer: \"%s\" is no address or prefix", peer);
         return false;
     }
-    if (f->state && !is_state(f->state)) {
+    if (f->state && !session_is_state(f->state)) {
         cli_usage(cli,
                   "--state: \"%s\" is none of none, syn-sent, established, closing, fin-acked, "
                   "reset, silent, single, multiple",
@@ -145,8 +110,8 @@ static bool matches(const struct filter *f, const struct moat_ses_rec *r)
     return (f->proto < 0 || f->proto == r->proto) &&
            (f->port < 0 || f->port == r->lport || f->port == r->rport) &&
            (!f->has_peer || prefix_contains(&f->peer, r->family, r->remote)) &&
-           (!f->state || !strcmp(f->state, state_name(r->proto, r->side[0].state)) ||
-            !strcmp(f->state, state_name(r->proto, r->side[1].state)));
+           (!f->state || !strcmp(f->state, session_state(r->proto, r->side[0].state)) ||
+            !strcmp(f->state, session_state(r->proto, r->side[1].state)));
 }
 
 /* --- a session -------------------------------------------------------------- */
@@ -179,13 +144,11 @@ static void put_ends(struct out *o, const struct moat_ses_rec *r)
 
 static void put_states(struct out *o, const struct moat_ses_rec *r)
 {
-    const char *local = state_name(r->proto, r->side[MOAT_FROM_VM].state);
-    const char *remote = state_name(r->proto, r->side[MOAT_TO_VM].state);
+    unsigned local = r->side[MOAT_FROM_VM].state, remote = r->side[MOAT_TO_VM].state;
 
-    out_string(o, "local_state", local);
-    out_string(o, "remote_state", remote);
-    out_value(o, "state_text", NULL,
-              strcmp(local, remote) ? xasprintf("%s/%s", local, remote) : xstrdup(local));
+    out_string(o, "local_state", session_state(r->proto, local));
+    out_string(o, "remote_state", session_state(r->proto, remote));
+    out_value(o, "state_text", NULL, session_states(r->proto, local, remote));
 }
 
 static void put_traffic(struct out *o, const struct moat_ses_rec *r)
@@ -202,15 +165,10 @@ static void put_traffic(struct out *o, const struct moat_ses_rec *r)
 
 static void put_flags(struct out *o, const struct moat_ses_rec *r)
 {
-    struct json *array = json_array_create_empty();
-    struct ds text = DS_EMPTY_INITIALIZER;
+    char *text;
+    struct json *array = session_flags_json(r->flags, &text);
 
-    for (size_t i = 0; i < ARRAY_SIZE(flags); i++)
-        if (r->flags & flags[i].bit) {
-            json_array_add(array, json_string_create(flags[i].name));
-            ds_put_format(&text, "%s%s", text.length ? "," : "", flags[i].name);
-        }
-    out_value(o, "flags", array, ds_steal_cstr(&text));
+    out_value(o, "flags", array, text);
 }
 
 static void put_rule(struct out *o, const struct moat_ses_rec *r, struct rulebook *book)

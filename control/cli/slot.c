@@ -8,6 +8,7 @@
 
 #include "cli.h"
 #include "engine.h"
+#include "openvswitch/dynamic-string.h"
 #include "out.h"
 #include "text.h"
 #include "util.h"
@@ -17,6 +18,7 @@ static const struct out_column columns[] = {
     {"vm", "VM", 0},
     {"network", "NETWORK", 0},
     {"state", "STATE", 0},
+    {"enroll_left_s", NULL, 0},
     {"connected", "CONNECTED", 0},
     {"running", "RUNNING", 0},
     {"epoch", "EPOCH", OUT_RIGHT},
@@ -24,6 +26,8 @@ static const struct out_column columns[] = {
     {"digest", "DIGEST", 0},
     {"rules", "RULES", OUT_RIGHT},
     {"sessions", "SESSIONS", OUT_RIGHT},
+    {"half_open", "HALF-OPEN", OUT_RIGHT},
+    {"quarantine", "QUARANTINE", 0},
     {"path", "PATH", OUT_FLEX},
 };
 
@@ -33,10 +37,12 @@ static const struct out_column show_columns[] = {
     {"network", "Network", 0},
     {"mac", "MAC", 0},
     {"addresses", "Addresses", 0},
+    {"learnt", "Learnt addresses", 0},
     {"path", "Port", 0},
     {"has_port", "Port is there", 0},
     {"state", "State", 0},
     {"state_text", NULL, 0},
+    {"enroll_left_s", "Enrolment left", 0},
     {"connected", "QEMU connected", 0},
     {"running", "Rings running", 0},
     {"precopy", "Migration under way", 0},
@@ -48,6 +54,7 @@ static const struct out_column show_columns[] = {
     {"serial", "Rulesets so far", 0},
     {"rules", "Rules", 0},
     {"sessions", "Sessions", 0},
+    {"half_open", "Half-open", 0},
     {"settings", "Settings", 0},
     {"counters", NULL, 0},
     {"drops", NULL, 0},
@@ -90,13 +97,26 @@ static const char *state_text(unsigned state)
 
 /* --- list ------------------------------------------------------------------- */
 
+static void put_state(struct out *o, const struct moat_slot_info *s)
+{
+    const char *name = moat_slot_state_name(s->state);
+
+    if (s->state != MOAT_SLOT_ENROLLING) {
+        out_string(o, "state", name);
+        out_value(o, "enroll_left_s", json_null_create(), NULL);
+        return;
+    }
+    out_value(o, "state", json_string_create(name), xasprintf("%s %us", name, s->enroll_left_s));
+    out_integer(o, "enroll_left_s", s->enroll_left_s);
+}
+
 static void put_slot(struct out *o, const struct moat_slot_info *s)
 {
     out_row(o);
     out_string(o, "vnic", s->conf.vnic);
     out_string(o, "vm", s->conf.vm);
     out_string(o, "network", s->conf.network);
-    out_string(o, "state", moat_slot_state_name(s->state));
+    put_state(o, s);
     out_bool(o, "connected", s->connected);
     out_bool(o, "running", s->running);
     out_integer(o, "epoch", (int64_t)s->conf.epoch);
@@ -113,6 +133,8 @@ static void put_slot(struct out *o, const struct moat_slot_info *s)
         out_value(o, "rules", json_null_create(), NULL);
     }
     out_integer(o, "sessions", s->sessions);
+    out_integer(o, "half_open", s->half_open);
+    out_bool(o, "quarantine", s->conf.settings.quarantine);
     out_string(o, "path", s->conf.path);
 }
 
@@ -163,13 +185,14 @@ out:
 
 /* --- show ------------------------------------------------------------------- */
 
-static void put_addresses(struct out *o, const struct moat_slot_conf *conf)
+static void put_addresses(struct out *o, const char *key, const struct moat_addr *addrs, size_t n,
+                          size_t max)
 {
-    char *texts[MOAT_ADDRS_MAX];
-    size_t n = MIN(conf->n_addrs, MOAT_ADDRS_MAX);
+    char *texts[MOAT_ADDRS_MAX] = {NULL};
 
+    n = MIN(n, max);
     for (size_t i = 0; i < n; i++) {
-        const struct moat_addr *a = &conf->addrs[i];
+        const struct moat_addr *a = &addrs[i];
         char *addr = text_address(a->family, a->addr, -1);
 
         texts[i] = a->plen == (a->family == MOAT_FAM_IP6 ? 128 : 32)
@@ -177,36 +200,110 @@ static void put_addresses(struct out *o, const struct moat_slot_conf *conf)
                        : xasprintf("%s/%u", addr, a->plen);
         free(addr);
     }
-    out_strings(o, "addresses", texts, n);
-    if (!n)
-        out_value(o, "addresses", json_array_create_empty(), xstrdup("any"));
+    out_strings(o, key, texts, n);
     for (size_t i = 0; i < n; i++)
         free(texts[i]);
 }
 
+/* The one list: JSON has all of it, the table what is not by default.  Names as in the policy
+ * language; in JSON as they always were, with units. */
+struct shown {
+    struct json *json;
+    struct ds text;
+};
+
+static void put_word(struct shown *w, const char *key, const char *name, const char *value,
+                     const char *normal)
+{
+    json_object_put_string(w->json, key, value);
+    if (!normal || strcmp(value, normal))
+        ds_put_format(&w->text, "%s%s %s", w->text.length ? ", " : "", name, value);
+}
+
+static void put_switch(struct shown *w, const char *key, const char *name, bool on, bool normal)
+{
+    json_object_put(w->json, key, json_boolean_create(on));
+    if (on != normal)
+        ds_put_format(&w->text, "%s%s %s", w->text.length ? ", " : "", name, on ? "on" : "off");
+}
+
+static void put_number(struct shown *w, const char *key, const char *name, uint32_t value,
+                       const char *unit, uint32_t normal)
+{
+    json_object_put(w->json, key, json_integer_create(value));
+    if (value != normal)
+        ds_put_format(&w->text, "%s%s %u%s", w->text.length ? ", " : "", name, value, unit);
+}
+
+static void put_ethertypes(struct shown *w, const struct moat_settings *s)
+{
+    struct json *array = json_array_create_empty();
+
+    for (unsigned i = 0; i < MIN(s->n_ethertypes, MOAT_ETHERTYPES_MAX); i++) {
+        char *type = xasprintf("0x%04x", s->ethertypes[i]);
+
+        ds_put_format(&w->text, "%s%s",
+                      i                ? " "
+                      : w->text.length ? ", ethertypes "
+                                       : "ethertypes ",
+                      type);
+        json_array_add(array, json_string_create_nocopy(type));
+    }
+    json_object_put(w->json, "ethertypes", array);
+}
+
+/* In JSON each has a value: its own or the default's. */
+static void put_timers(struct shown *w, const struct moat_settings *s)
+{
+    struct json *timers = json_object_create();
+
+    for (unsigned t = 0; t < MOAT_N_TIMERS; t++) {
+        uint32_t seconds = s->timers[t] ? s->timers[t] : moat_timer_default(t);
+
+        json_object_put(timers, moat_timer_name(t), json_integer_create(seconds));
+        if (seconds != moat_timer_default(t))
+            ds_put_format(&w->text, "%stimer %s %us", w->text.length ? ", " : "",
+                          moat_timer_name(t), seconds);
+    }
+    json_object_put(w->json, "timers", timers);
+}
+
 static void put_settings(struct out *o, const struct moat_settings *s)
 {
-    struct json *j = json_object_create();
+    struct shown w = {json_object_create(), DS_EMPTY_INITIALIZER};
+    struct moat_settings normal;
 
-    json_object_put_string(j, "on_missing_policy", moat_fail_name(s->on_missing_policy));
-    json_object_put_string(j, "on_missing_state", moat_fail_name(s->on_missing_state));
-    json_object_put_string(j, "on_unprotected_host", moat_fail_name(s->on_unprotected_host));
-    json_object_put(j, "tcp_loose", json_boolean_create(s->tcp_loose));
-    json_object_put_string(j, "spoof", s->spoof == MOAT_SPOOF_OFF ? "off" : "strict");
-    json_object_put(j, "transfer_sessions", json_boolean_create(s->transfer_sessions));
-    json_object_put(j, "quarantine", json_boolean_create(s->quarantine));
-    json_object_put(j, "pickup_s", json_integer_create(s->pickup_s));
-    json_object_put(j, "hold_ms", json_integer_create(s->hold_ms));
-    json_object_put(j, "max_sessions", json_integer_create(s->max_sessions));
-    out_value(
-        o, "settings", j,
-        xasprintf("on-missing-policy %s, on-missing-state %s, on-unprotected-host %s, tcp %s, "
-                  "spoof %s, transfer-sessions %s, pickup %us, hold %ums%s",
-                  moat_fail_name(s->on_missing_policy), moat_fail_name(s->on_missing_state),
-                  moat_fail_name(s->on_unprotected_host), s->tcp_loose ? "loose" : "strict",
-                  s->spoof == MOAT_SPOOF_OFF ? "off" : "strict",
-                  s->transfer_sessions ? "on" : "off", s->pickup_s, s->hold_ms,
-                  s->quarantine ? ", quarantine" : ""));
+    moat_settings_init(&normal);
+    if (s->quarantine)
+        ds_put_cstr(&w.text, "quarantine");
+    json_object_put(w.json, "quarantine", json_boolean_create(s->quarantine));
+    /* What a danger gets is always shown. */
+    put_word(&w, "on_missing_policy", "on-missing-policy", moat_fail_name(s->on_missing_policy),
+             NULL);
+    put_word(&w, "on_missing_state", "on-missing-state", moat_fail_name(s->on_missing_state), NULL);
+    put_number(&w, "pickup_s", "pickup", s->pickup_s, "s", normal.pickup_s);
+    put_word(&w, "on_unprotected_host", "on-unprotected-host",
+             moat_fail_name(s->on_unprotected_host), NULL);
+    put_word(&w, "spoof", "anti-spoofing", moat_spoof_name(s->spoof), NULL);
+    json_object_put(w.json, "tcp_loose", json_boolean_create(s->tcp_loose));
+    if (s->tcp_loose)
+        ds_put_cstr(&w.text, ", tcp loose");
+    put_switch(&w, "transfer_sessions", "transfer-sessions", s->transfer_sessions,
+               normal.transfer_sessions);
+    put_word(&w, "vlan", "vlan", moat_vlan_name(s->vlan), moat_vlan_name(normal.vlan));
+    put_switch(&w, "ra_guard", "ra-guard", s->ra_guard, normal.ra_guard);
+    put_switch(&w, "dhcp_guard", "dhcp-guard", s->dhcp_guard, normal.dhcp_guard);
+    put_ethertypes(&w, s);
+    put_number(&w, "hold_ms", "hold", s->hold_ms, "ms", normal.hold_ms);
+    put_number(&w, "enroll_s", "enroll", s->enroll_s, "s", normal.enroll_s);
+    put_number(&w, "max_sessions", "max-sessions", s->max_sessions, "", 0);
+    put_number(&w, "max_half_open", "max-half-open", s->max_half_open, "", 0);
+    put_number(&w, "max_new_sessions", "max-new-sessions", s->max_new, "", 0);
+    put_number(&w, "max_fragments", "max-fragments", s->max_fragments, "", 0);
+    put_number(&w, "max_logs", "max-logs", s->max_logs, "", 0);
+    put_timers(&w, s);
+    out_value(o, "settings", w.json, ds_steal_cstr(&w.text));
+    ds_destroy(&w.text);
 }
 
 static struct out *counters_of(const uint64_t *counters, enum out_format format)
@@ -262,12 +359,20 @@ static void put_details(struct out *o, const struct moat_slot_info *s)
               json_string_create_nocopy(
                   xasprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])),
               NULL);
-    put_addresses(o, &s->conf);
+    put_addresses(o, "addresses", s->conf.addrs, s->conf.n_addrs, MOAT_ADDRS_MAX);
+    if (!s->conf.n_addrs)
+        out_value(o, "addresses", json_array_create_empty(), xstrdup("any"));
+    if (s->conf.settings.spoof == MOAT_SPOOF_LEARN)
+        put_addresses(o, "learnt", s->learnt, s->n_learnt, ARRAY_SIZE(s->learnt));
     out_string(o, "path", s->conf.path);
     out_bool(o, "has_port", s->has_port);
     out_value(o, "state", json_string_create(moat_slot_state_name(s->state)),
               xasprintf("%s (%s)", moat_slot_state_name(s->state), state_text(s->state)));
     out_string(o, "state_text", state_text(s->state));
+    if (s->state == MOAT_SLOT_ENROLLING)
+        out_value(o, "enroll_left_s", json_integer_create(s->enroll_left_s),
+                  s->enroll_left_s ? xasprintf("%u s", s->enroll_left_s)
+                                   : xstrdup("begins when the rings start"));
     out_bool(o, "connected", s->connected);
     out_bool(o, "running", s->running);
     out_bool(o, "precopy", s->precopy);
@@ -283,6 +388,7 @@ static void put_details(struct out *o, const struct moat_slot_info *s)
         out_integer(o, "rules", s->n_rules);
     }
     out_integer(o, "sessions", s->sessions);
+    out_integer(o, "half_open", s->half_open);
     put_settings(o, &s->conf.settings);
     free(digest);
 }

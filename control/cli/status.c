@@ -47,6 +47,7 @@ static const struct out_column cluster_columns[] = {
     {"applied_by", "Applied by", 0},
     {"applied_at", "Applied at", 0},
     {"vms", "VMs", 0},
+    {"vms_quarantined", "In quarantine by an operator", 0},
     {"vnics", "vNICs", 0},
     {"vnics_enforced", "vNICs enforced", 0},
     {"vnics_different", "vNICs that differ", 0},
@@ -263,7 +264,7 @@ static void look_at_policy(const struct db *db, struct out *o)
 {
     const struct moatrec_global *g = moatrec_global_first(db->idl);
     const struct moatrec_vm *vm;
-    size_t n_vms = 0, n_vnics = 0;
+    size_t n_vms = 0, n_vnics = 0, n_quarantined = 0;
 
     if (g && g->policy) {
         out_string(o, "policy", g->policy->name);
@@ -278,8 +279,10 @@ static void look_at_policy(const struct db *db, struct out *o)
     {
         n_vms++;
         n_vnics += vm->n_vnics;
+        n_quarantined += vm->quarantine;
     }
     out_integer(o, "vms", (int64_t)n_vms);
+    out_integer(o, "vms_quarantined", (int64_t)n_quarantined);
     out_integer(o, "vnics", (int64_t)n_vnics);
 }
 

@@ -2,7 +2,10 @@
 /* moatctl vm: virtual machines, their labels and their vNICs.
  *
  * A VM's name and UUID are unique by the schema; that an address or MAC has one
- * owner in its network is not, so adding a vNIC waits for no such row. */
+ * owner in its network is not, so adding a vNIC waits for no such row.
+ *
+ * Quarantine is a column of the VM.  Only its host can say that it is enforced: --wait
+ * reads what the holder of each vNIC reports. */
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,6 +21,7 @@
 #include "smap.h"
 #include "sset.h"
 #include "text.h"
+#include "timeval.h"
 #include "util.h"
 
 static const struct out_column vm_columns[] = {
@@ -25,13 +29,18 @@ static const struct out_column vm_columns[] = {
     {"uuid", "UUID", 0},
     {"labels", "LABELS", OUT_FLEX},
     {"hosts", "HOSTS", OUT_FLEX},
+    {"quarantine", "QUARANTINE", 0},
     {"vnics", "VNICS", OUT_FLEX},
     {"addresses", "ADDRESSES", OUT_FLEX},
 };
 
 static const struct out_column show_columns[] = {
-    {"name", "Name", 0},   {"uuid", "UUID", 0}, {"labels", "Labels", 0},
-    {"hosts", "Hosts", 0}, {"vnics", NULL, 0},
+    {"name", "Name", 0},
+    {"uuid", "UUID", 0},
+    {"labels", "Labels", 0},
+    {"hosts", "Hosts", 0},
+    {"quarantine", "Quarantine", 0},
+    {"vnics", NULL, 0},
 };
 
 static const struct out_column vnic_columns[] = {
@@ -42,6 +51,7 @@ static const struct out_column vnic_columns[] = {
     {"allowed_addresses", "ALLOWED", OUT_FLEX},
     {"holder", "HOLDER", 0},
     {"epoch", "EPOCH", OUT_RIGHT},
+    {"enforced_quarantine", "QUARANTINE", 0},
 };
 
 static int say_no_vm(const char *name)
@@ -67,6 +77,7 @@ static void put_vm(struct out *o, const struct moatrec_vm *vm)
     out_string(o, "uuid", vm->vm_uuid);
     out_smap(o, "labels", &vm->labels);
     out_strings(o, "hosts", vm->hosts, vm->n_hosts);
+    out_bool(o, "quarantine", vm->quarantine);
 }
 
 static void put_vnics_of_vm(struct out *o, const struct moatrec_vm *vm)
@@ -120,7 +131,31 @@ static int list_vms(const struct cli *cli)
     return CLI_OK;
 }
 
-static struct out *vnics_of(const struct moatrec_vm *vm, enum out_format format)
+/* What the holder of a vNIC reports; NULL: it has not. */
+static const struct moatrec_enforced *report_of(const struct db *db, const struct moatrec_vnic *v)
+{
+    const struct moatrec_enforced *e;
+
+    MOATREC_ENFORCED_FOR_EACH(e, db->idl)
+    if (v->holder && !strcmp(e->host, v->holder) && !strcmp(e->vnic_id, v->vnic_id))
+        return e;
+    return NULL;
+}
+
+/* On its host: by an operator, because no rule names the VM, or not. */
+static void put_quarantine(struct out *o, const struct moatrec_enforced *e)
+{
+    if (!e)
+        out_value(o, "enforced_quarantine", json_null_create(), xstrdup("not reported"));
+    else
+        out_value(o, "enforced_quarantine", json_text(e->quarantine),
+                  xstrdup(!strcmp(e->quarantine, "operator") ? "by an operator"
+                          : *e->quarantine                   ? "no rule names it"
+                                                             : "no"));
+}
+
+static struct out *vnics_of(const struct db *db, const struct moatrec_vm *vm,
+                            enum out_format format)
 {
     struct out *o = out_create(vnic_columns, ARRAY_SIZE(vnic_columns), format);
 
@@ -138,6 +173,7 @@ static struct out *vnics_of(const struct moatrec_vm *vm, enum out_format format)
         else
             out_value(o, "holder", json_null_create(), NULL);
         out_integer(o, "epoch", v->epoch);
+        put_quarantine(o, report_of(db, v));
     }
     return o;
 }
@@ -148,14 +184,14 @@ static int show_vm(const struct cli *cli)
     int status = CLI_OK;
     struct db db;
 
-    if (!db_open(&db, cli, DB_VM))
+    if (!db_open(&db, cli, DB_VM | DB_ENFORCED))
         return CLI_FAILED;
     vm = db_find_vm(&db, cli->args[0]);
     if (!vm) {
         status = say_no_vm(cli->args[0]);
     } else {
         struct out *o = out_create(show_columns, ARRAY_SIZE(show_columns), OUT_TABLE);
-        struct out *vnics = vnics_of(vm, OUT_TABLE);
+        struct out *vnics = vnics_of(&db, vm, OUT_TABLE);
 
         put_vm(o, vm);
         if (cli->json) {
@@ -393,6 +429,138 @@ static int del_vm(const struct cli *cli)
     }
     db_close(&db);
     return status;
+}
+
+/* --- quarantine ------------------------------------------------------------- */
+
+struct progress {
+    size_t done, all;
+    struct ds late; /* lines */
+};
+
+/* How many vNICs of the VM have a host, and how many of these do as is wanted. */
+static void look(const struct db *db, const struct moatrec_vm *vm, bool wanted, struct progress *p)
+{
+    p->done = p->all = 0;
+    ds_clear(&p->late);
+    for (size_t i = 0; i < vm->n_vnics; i++) {
+        const struct moatrec_vnic *v = vm->vnics[i];
+        const struct moatrec_enforced *e = report_of(db, v);
+
+        if (!v->holder || !*v->holder)
+            continue;
+        p->all++;
+        if (e && !strcmp(e->quarantine, "operator") == wanted && !*e->problem)
+            p->done++;
+        else
+            ds_put_format(&p->late, "%svNIC \"%s\" on host \"%s\"%s%s",
+                          p->late.length ? "\n  " : "", v->vnic_id, v->holder,
+                          !e            ? ": has not reported"
+                          : *e->problem ? ": "
+                                        : "",
+                          e ? e->problem : "");
+    }
+}
+
+static int wait_for_holders(struct db *db, const char *name, bool wanted, int64_t seconds,
+                            struct progress *p)
+{
+    long long deadline = time_msec() + seconds * 1000;
+
+    for (;;) {
+        const struct moatrec_vm *vm = db_find_vm(db, name);
+
+        if (!vm) {
+            cli_error("VM \"%s\" was removed in the meantime", name);
+            return CLI_FAILED;
+        }
+        look(db, vm, wanted, p);
+        /* The database may show our own change a moment later than it confirmed it. */
+        if (p->done == p->all && vm->quarantine == wanted)
+            return CLI_OK;
+        if (time_msec() >= deadline || (!db_wait_change(db, deadline) && time_msec() < deadline))
+            break;
+    }
+    if (!ovsdb_idl_is_alive(db->idl)) {
+        cli_error("it is written, but the database was lost while waiting for the hosts");
+    } else {
+        cli_error("it is written, but after %" PRId64 " s %zu of %zu vNICs do not enforce it:",
+                  seconds, p->all - p->done, p->all);
+        cli_hint("%s", ds_cstr(&p->late));
+    }
+    cli_hint("See: moatctl vm show %s; moatctl status", name);
+    return CLI_FAILED;
+}
+
+static void print_quarantine(const struct cli *cli, const char *name, bool on,
+                             const struct progress *p)
+{
+    if (!cli->json) {
+        printf(on ? "VM \"%s\": quarantine ordered\n" : "VM \"%s\": released\n", name);
+        return;
+    }
+    struct json *j = json_object_create();
+
+    json_object_put_string(j, "vm", name);
+    json_object_put(j, "quarantine", json_boolean_create(on));
+    if (p) {
+        json_object_put(j, "vnics", json_integer_create((long long)p->all));
+        json_object_put(j, "vnics_enforcing", json_integer_create((long long)p->done));
+    }
+    json_print(j, stdout);
+}
+
+static int set_quarantine(const struct cli *cli, bool on)
+{
+    struct progress p = {.late = DS_EMPTY_INITIALIZER};
+    const struct moatrec_vm *vm;
+    int64_t wait = 0;
+    struct db db;
+
+    if (!cli_number(cli, CLI_OPT_WAIT, 0, 86400, &wait))
+        return CLI_USAGE;
+    if (!db_open(&db, cli, DB_VM | DB_ENFORCED))
+        return CLI_FAILED;
+    vm = db_find_vm(&db, cli->args[0]);
+    if (!vm) {
+        db_close(&db);
+        return say_no_vm(cli->args[0]);
+    }
+    /* Written even if it is so: the log of the database then says who wanted it. */
+    struct json *ops = db_ops(cli), *row = json_object_create();
+    char *name = xstrdup(vm->name);
+    json_object_put(row, "quarantine", json_boolean_create(on));
+    db_require_row(ops, "VM", &vm->header_.uuid, "name", name);
+    db_update(ops, "VM", db_where_uuid(&vm->header_.uuid), row);
+    int status = db_commit(&db, ops);
+    bool written = status == CLI_OK;
+    if (written && !cli->json) {
+        print_quarantine(cli, name, on, NULL);
+        fflush(stdout);
+    }
+    if (written && wait) {
+        status = wait_for_holders(&db, name, on, wait, &p);
+        if (!cli->json && status == CLI_OK && p.all)
+            printf("%zu of %zu vNICs enforce it\n", p.done, p.all);
+        else if (!cli->json && status == CLI_OK)
+            printf("no host has a vNIC of it\n");
+    }
+    if (written && cli->json)
+        print_quarantine(cli, name, on, wait ? &p : NULL);
+    free(name);
+    ds_destroy(&p.late);
+    db_close(&db);
+    return status;
+}
+
+static int quarantine_vm(const struct cli *cli)
+{
+    return set_quarantine(cli, true);
+}
+
+static int release_vm(const struct cli *cli)
+{
+    return set_quarantine(cli, false);
 }
 
 /* --- vNICs ------------------------------------------------------------------ */
@@ -637,6 +805,14 @@ const struct cli_command vm_commands[] = {
     {"vm set", "NAME [name=NAME] [label KEY=VALUE]... [unlabel KEY]... [host=[HOST,...]]",
      "change a VM", "host= without a name: it may run on any host.", 0, 2, 1000, false, set_vm},
     {"vm del", "NAME", "remove a VM and its vNICs", NULL, 0, 1, 1, false, del_vm},
+    {"vm quarantine", "NAME", "put a VM in quarantine, whatever the policy says",
+     "It keeps ARP, neighbour discovery, DHCP and path MTU errors (the base tier); all else\n"
+     "is dropped, and sessions that live now are cut. With --wait, exits 1 if the host that\n"
+     "holds a vNIC does not enforce it in time; it is written all the same.",
+     CLI_O(WAIT), 1, 1, false, quarantine_vm},
+    {"vm release", "NAME", "end a quarantine that an operator ordered",
+     "The policy decides again. A VM that no rule names stays in quarantine by policy.",
+     CLI_O(WAIT), 1, 1, false, release_vm},
     {"vm vnic add", "VM ID mac=MAC network=NAME [address=ADDRESS]... [allow=PREFIX]...",
      "give a VM a vNIC",
      "ID is what the switch's port has as external_ids:iface-id. The vNIC may send from\n"

@@ -29,7 +29,7 @@ struct moat_ctl {
     int fd;
     int timeout_ms;
     bool dead;
-    bool events; /* subscribed: no more requests */
+    bool stream; /* subscribed or tracing: no more requests */
     uint32_t xid;
     struct moat_ctl_hello hello;
     char error[256];
@@ -188,8 +188,8 @@ int moat_ctl_call(struct moat_ctl *c, enum moat_ctl_type type, const void *body,
     *r = (struct moat_ctl_reply){.fd = -1};
     if (c->dead)
         return -ENOTCONN;
-    if (c->events)
-        return fail(c, -EBUSY, "this connection is for events");
+    if (c->stream)
+        return fail(c, -EBUSY, "this connection is for events or traced packets");
     int rc = send_message(c, type, body, len, fd, deadline);
     while (!rc) {
         struct moat_ctl_head head;
@@ -660,33 +660,82 @@ int moat_ctl_import(struct moat_ctl *c, const char *vnic, bool same_policy, cons
     return rc;
 }
 
-/* --- events ----------------------------------------------------------------- */
+/* --- events and traced packets ----------------------------------------------- */
 
 int moat_ctl_subscribe(struct moat_ctl *c)
 {
     int rc = moat_ctl_call(c, MOAT_CTL_SUBSCRIBE, NULL, 0, -1, NULL);
 
-    c->events = !rc;
+    c->stream = !rc;
     return rc;
+}
+
+/* The next message of a stream: 1, 0 if there is none now, or an error. */
+static int next_message(struct moat_ctl *c, enum moat_ctl_type type, size_t least,
+                        struct moat_ctl_reply *r)
+{
+    struct moat_ctl_head head;
+
+    r->fd = -1;
+    if (c->dead)
+        return -ENOTCONN;
+    int rc = recv_message(c, &head, r);
+    if (rc <= 0)
+        return rc;
+    if (r->fd >= 0)
+        close(r->fd);
+    if ((head.type & ~MOAT_CTL_REPLY) != type || r->len < least)
+        return DIE(c, -EPROTO, "message %#x of %zu bytes where one of type %#x was due", head.type,
+                   r->len, type);
+    return 1;
 }
 
 int moat_ctl_next_event(struct moat_ctl *c, struct moat_event *ev)
 {
-    struct moat_ctl_reply r = {.fd = -1};
-    struct moat_ctl_head head;
+    struct moat_ctl_reply r;
+    int rc = next_message(c, MOAT_CTL_EVENT, sizeof *ev, &r);
 
-    if (c->dead)
-        return -ENOTCONN;
-    int rc = recv_message(c, &head, &r);
     if (rc <= 0)
         return rc;
-    if (r.fd >= 0)
-        close(r.fd);
-    if ((head.type & ~MOAT_CTL_REPLY) != MOAT_CTL_EVENT || r.len != sizeof *ev)
-        return DIE(c, -EPROTO, "message %#x of %zu bytes where an event was due", head.type, r.len);
+    if (r.len != sizeof *ev)
+        return DIE(c, -EPROTO, "an event of %zu bytes, expected %zu", r.len, sizeof *ev);
     memcpy(ev, r.body, sizeof *ev);
     END(ev->vnic);
     END(ev->path);
     END(ev->text);
+    return 1;
+}
+
+int moat_ctl_trace(struct moat_ctl *c, const struct moat_ctl_trace *ask,
+                   const struct moat_trace_insn *insns)
+{
+    struct {
+        struct moat_ctl_trace ask;
+        struct moat_trace_insn insns[MOAT_TRACE_INSNS_MAX];
+    } m = {.ask = *ask};
+
+    if (ask->n_insns > MOAT_TRACE_INSNS_MAX)
+        return fail(c, -E2BIG, "a filter of %u instructions, at most %u", ask->n_insns,
+                    MOAT_TRACE_INSNS_MAX);
+    if (ask->n_insns)
+        memcpy(m.insns, insns, ask->n_insns * sizeof *insns);
+    int rc = moat_ctl_call(c, MOAT_CTL_TRACE, &m, sizeof m.ask + ask->n_insns * sizeof *insns, -1,
+                           NULL);
+    c->stream = !rc;
+    return rc;
+}
+
+int moat_ctl_next_traced(struct moat_ctl *c, struct moat_traced *t, const uint8_t **data)
+{
+    struct moat_ctl_reply r;
+    int rc = next_message(c, MOAT_CTL_TRACED, sizeof *t, &r);
+
+    if (rc <= 0)
+        return rc;
+    memcpy(t, r.body, sizeof *t);
+    if (t->cap_len != r.len - sizeof *t)
+        return DIE(c, -EPROTO, "a packet of %u bytes in %zu", t->cap_len, r.len - sizeof *t);
+    END(t->vnic);
+    *data = (const uint8_t *)r.body + sizeof *t;
     return 1;
 }

@@ -10,6 +10,7 @@
  *  - events: after moat_ctl_subscribe() the connection is for events only:
  *    poll moat_ctl_fd() and drain it with moat_ctl_next_event(), which never
  *    blocks.  Use a second connection for requests.
+ *  - traced packets: the same with moat_ctl_trace() and moat_ctl_next_traced().
  *
  * A connection belongs to one thread.  All functions return 0 (or a count) or a
  * negative errno; moat_ctl_error() then says why in words: the engine's own
@@ -103,5 +104,11 @@ int moat_ctl_import(struct moat_ctl *, const char *vnic, bool same_policy, const
 /* Events. */
 int moat_ctl_subscribe(struct moat_ctl *);
 int moat_ctl_next_event(struct moat_ctl *, struct moat_event *); /* 1 event, 0 none now, or error */
+
+/* Traces.  ask->n_insns instructions of the filter follow. */
+int moat_ctl_trace(struct moat_ctl *, const struct moat_ctl_trace *ask,
+                   const struct moat_trace_insn *);
+/* 1 packet, 0 none now, or error.  *data has its cap_len bytes, until the next call. */
+int moat_ctl_next_traced(struct moat_ctl *, struct moat_traced *, const uint8_t **data);
 
 #endif /* ctl_client.h */

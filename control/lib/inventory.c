@@ -142,7 +142,8 @@ static void add_vm(struct moat_inventory *inv, const struct moatrec_vm *row, str
 {
     const struct smap_node *node;
     struct moat_label *labels = xcalloc(smap_count(&row->labels) + 1, sizeof *labels);
-    struct moat_vm_spec spec = {.uuid = row->vm_uuid, .name = row->name, .labels = labels};
+    struct moat_vm_spec spec = {.uuid = row->vm_uuid, .name = row->name, .labels = labels,
+                                .quarantine = row->quarantine};
 
     SMAP_FOR_EACH (node, &row->labels) {
         labels[spec.n_labels++] = (struct moat_label){node->key, node->value};

@@ -37,7 +37,8 @@
     X(WOULD_REFUSE, "enroll.would-refuse",                                                         \
       "packets that passed only because the vNIC is being enrolled")                               \
     X(TRACED, "trace.packets", "packets traced")                                                   \
-    X(TRACE_LOST, "trace.lost", "packets that a trace lost because its ring was full")
+    X(TRACE_LOST, "trace.lost", "packets that a trace lost because its ring was full")             \
+    X(INJECT_LOST, "inject.lost", "answers and waiting fragments that found no room")
 
 enum moat_counter {
 #define X(SYM, NAME, TEXT) MOAT_C_##SYM,

@@ -23,7 +23,8 @@
  *     32   16  packets from the VM, packets to the VM (64 bits each)
  *     48   16  bytes from the VM, bytes to the VM (64 bits each)
  *     64   12  TCP side of the VM:     seq_lo:32 seq_hi:32 max_win:16 wscale:8 state:8
- *     76   12  TCP side of the remote: the same (zero if not TCP; UDP and others use `state`)
+ *     76   12  TCP side of the remote: the same
+ *              (not TCP: zero, but for `state`, and the VM's `wscale`: MOAT_SES_ERROR_CAME)
  *     88    4  local address (16 bytes for IPv6)
  *     92    4  remote address (16 bytes for IPv6; it then starts at 104)
  *
@@ -47,6 +48,10 @@
 #define MOAT_SES_F_LOOSE 0x02     /* picked up mid-stream: windows are learnt */
 #define MOAT_SES_F_IMPORTED 0x04  /* came with a migration: lenient until one packet each way */
 #define MOAT_SES_F_FAIL_OPEN 0x08 /* admitted by a fail mode, not by a rule */
+#define MOAT_SES_F_STALE 0x80     /* records only: admitted by an older ruleset than its slot has;
+                                   * to be judged again, even if the policy is the same there */
+
+#define MOAT_SES_ERROR_CAME 0x01 /* an ICMP error about it came back: a query ends sooner */
 
 struct moat_ses_side {
     uint32_t seq_lo; /* highest sequence number sent, plus one */

@@ -59,6 +59,9 @@ enum moat_timer {
 
 #define MOAT_TIMER_MAX (7u * 86400) /* seconds; what a VM may set a timer to, from 1 */
 #define MOAT_ETHERTYPES_MAX 4
+#define MOAT_PICKUP_MAX 86400u /* seconds */
+#define MOAT_HOLD_MAX 60000u   /* ms */
+#define MOAT_ENROLL_MAX 3600u  /* seconds */
 
 struct moat_settings {
     uint8_t on_missing_policy;   /* enum moat_fail: block or allow */
@@ -96,6 +99,15 @@ static inline void moat_settings_init(struct moat_settings *s)
     s->ra_guard = s->dhcp_guard = 1;
     s->pickup_s = 120;
     s->hold_ms = 1000;
+}
+
+/* Whether `ethertypes` may not hold this: the length of an 802.3 frame, or the type of what has
+ * rules of its own (IPv4, ARP, RARP, IPv6) or what others hide behind (tags). */
+static inline int moat_ethertype_is_judged(uint32_t type)
+{
+    return type < 0x0600 || type > 0xffff || type == 0x0800 || type == 0x0806 || type == 0x8035 ||
+           type == 0x86dd || type == 0x8100 || type == 0x88a8 || type == 0x9100 || type == 0x9200 ||
+           type == 0x9300;
 }
 
 static inline const char *moat_timer_name(unsigned t)

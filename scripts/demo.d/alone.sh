@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Parts 7 and 8: policy withheld from the destination; a switch that crashes with nobody there.
+# Parts 8 and 9: policy withheld from the destination; a switch that crashes with nobody there.
 
 # cut_off WORD: host B knows nothing: no database, no agent of A, and its own agent has just
 # started. Its host.conf says what then.
@@ -45,7 +45,7 @@ evidence_of() {
 }
 
 policy_withheld() {
-    headline "7. The destination knows nothing: block or allow"
+    headline "8. The destination knows nothing: block or allow"
     say "Usually policy comes with the VM, or from the database. What if neither can be had? That is the host" \
         "owner's decision. First: block."
     withheld block
@@ -76,7 +76,7 @@ policy_withheld() {
 }
 
 crash() {
-    headline "8. The switch crashes, and nobody is there to help"
+    headline "9. The switch crashes, and nobody is there to help"
     say "On host B: the agent is killed, the database is killed, then the switch itself, and only the switch is" \
         "started again. Slots, rulesets and sessions are in a file of hugepages that outlives it."
     local before

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Parts 4 to 6: connections, the live migration, and the same without session transfer.
+# Parts 5 to 7: connections, the live migration, and the same without session transfer.
 
 ids=(busy idle speaks)
 
@@ -55,7 +55,7 @@ claim_alive() {
 }
 
 connect_all() {
-    headline "4. Three connections that live long"
+    headline "5. Three connections that live long"
     quietly "web opens them to db" open_connections
     sleep 1
     show 'web>' tcp-status -- print_connections
@@ -88,7 +88,7 @@ claim_handed_over() {
 }
 
 live_migration() {
-    headline "5. db moves to host B, live"
+    headline "6. db moves to host B, live"
     say "Sessions are streamed to B while the VM runs; when its rings stop, the last changes and the epoch" \
         "follow, and B opens the slot with policy and sessions in place."
     mark
@@ -115,7 +115,7 @@ live_migration() {
 }
 
 no_transfer() {
-    headline "6. Control experiment: the same move without session transfer"
+    headline "7. Control experiment: the same move without session transfer"
     say "Is it really the transfer that keeps connections alive? The policy now says transfer-sessions off" \
         "for db, everything else is the same: strict TCP."
     sed 's/transfer-sessions on/transfer-sessions off/' shop.moat >no-transfer.moat

@@ -105,7 +105,7 @@ END
 
 end_all() {
     local dir=$TESTBED_DIR id=$TESTBED_ID
-    headline "9. Cleaning up"
+    headline "10. Cleaning up"
     quietly "ending guests, agents, switches, databases" testbed_cleanup
     claim "no process of the demo is left" not pgrep -f -- "$dir/"
     claim "no network namespace is left" not says "^$id-" ip netns list

@@ -169,6 +169,8 @@ testbed_cleanup() {
         [ ! -e "$f" ] || testbed_kill "${f##*/}" TERM 5 || true
     done
     for ns in $(ip netns list | awk -v id="$TESTBED_ID-" 'index($1, id) == 1 {print $1}'); do
+        # Servers that workers left there in the background have no pid file.
+        ip netns pids "$ns" | xargs -r kill -KILL || true
         ip netns del "$ns" || true
     done
     for f in "$TESTBED_DIR"/files/*; do

@@ -1,12 +1,15 @@
 # shellcheck shell=bash
 # Guests: QEMU without KVM, 128 MB, one virtio NIC on a vhost-user socket. The worker in it
-# (guest/agent.c) is driven over the second serial port: guest_cmd.
+# (guest/agent.c) is driven over the second serial port: guest_cmd. For one thing at a time
+# there is guest/traffic.c: guest_cmd NAME shell "traffic bulk ...".
 #
 # A guest NAME keeps what it is in $TESTBED_DIR/guests/NAME (host, mac, ports), and its
 # running QEMU on host H in $TESTBED_DIR/guests/NAME/H: vhost.sock, qmp.sock, cmd.sock,
 # console.log, qemu.out.
 #
-# Knobs: GUEST_QUEUES (1), GUEST_NIC (more properties of the device, ",mrg_rxbuf=off").
+# Knobs: GUEST_QUEUES (pairs of queues that the NIC has, 1; a guest begins with as many as it has
+# CPUs: see nic-queues of the worker), GUEST_CPUS (1; a queue for sending belongs to a CPU),
+# GUEST_NIC (more properties of the device, ",mrg_rxbuf=off").
 : "${testbed_lib:?source testbed.sh}"
 
 guest_dir() { printf '%s/guests/%s\n' "$TESTBED_DIR" "$1"; }
@@ -18,10 +21,18 @@ guest_run_dir() { printf '%s/%s\n' "$(guest_dir "$1")" "${2:-$(guest_host "$1")}
 # guest_socket HOST NAME: the usual place of its vhost-user socket there.
 guest_socket() { printf '%s/%s/vhost.sock\n' "$(guest_dir "$2")" "$1"; }
 
+# guest_programs DIR [OPTION...]: builds the worker and `traffic` there.
+guest_programs() {
+    local dir=$1 src=$testbed_lib/guest
+    shift
+    gcc "$@" -O2 -Wall -Wextra -Werror -s -o "$dir/agent" "$src/agent.c"
+    gcc "$@" -O2 -Wall -Wextra -Werror -s -o "$dir/traffic" "$src"/{traffic,bulk,ask,flood}.c
+}
+
 # guest_image: makes the initramfs, once for each version of its sources; prints its path.
 guest_image() {
     local src=$testbed_lib/guest cache=$MOAT_CACHE/guest sum image tmp
-    sum=$(cat "$src/agent.c" "$src/init" "$MOAT_CACHE/kernel/version" | sha256sum | cut -c1-16)
+    sum=$(cat "$src"/*.[ch] "$src/init" "$testbed_lib/guests.sh" "$MOAT_CACHE/kernel/version" | sha256sum | cut -c1-16)
     image=$cache/initramfs-$sum.gz
     if [ ! -e "$image" ]; then
         mkdir -p "$cache"
@@ -31,7 +42,7 @@ guest_image() {
         ln -s busybox "$tmp/root/bin/sh"
         cp "$MOAT_MODULES"/*.ko "$tmp/root/modules/"
         install -m 755 "$src/init" "$tmp/root/init"
-        gcc -static -O2 -Wall -Wextra -Werror -s -o "$tmp/root/agent" "$src/agent.c"
+        guest_programs "$tmp/root/bin" -static
         (cd "$tmp/root" && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$tmp/image"
         rm -f "$cache"/initramfs-*.gz
         mv "$tmp/image" "$image"
@@ -57,7 +68,7 @@ guest_start() {
     fi
     # vectors=0: QEMU 7.2 crashes with vhost-user and MSI-X under TCG.
     testbed_spawn "guest-$name-$host" "$dir/qemu.out" ip netns exec "$(host_ns "$host")" \
-        qemu-system-x86_64 -name "$name" -nodefaults -no-user-config -display none -accel tcg -cpu max -smp 1 \
+        qemu-system-x86_64 -name "$name" -nodefaults -no-user-config -display none -accel tcg -cpu max -smp "${GUEST_CPUS:-1}" \
         -m 128 -object memory-backend-memfd,id=m,size=128M,share=on -machine q35,memory-backend=m \
         -kernel "$MOAT_KERNEL" -initrd "$image" \
         -append "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off moat.name=$name" \
@@ -142,6 +153,15 @@ guest_qmp() {
     local name=$1
     shift
     qmp "$(guest_run_dir "$name")/qmp.sock" "$@"
+}
+
+# guest_mtu NAME MTU: of the guest's NIC and of its port. The bridge takes the least of its ports'.
+guest_mtu() {
+    local host
+    host=$(guest_host "$1")
+    host_vsctl "$host" set interface "vhu-$1" "mtu_request=$2"
+    wait_for 10 "an MTU of $2 at vhu-$1" host_port_has_mtu "$host" "$1" "$2"
+    guest_cmd "$1" shell "ip link set eth0 mtu $2"
 }
 
 # guest_stop NAME [HOST]: pulls the plug. The port stays.

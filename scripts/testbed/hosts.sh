@@ -6,6 +6,8 @@
 #   MOAT_PRELOAD   path of libmoat.so, to be preloaded into the switch
 #   HOST_ENV       array of NAME=VALUE for the switch
 #   HOST_MAXSLEEP  pmd-maxsleep in us (200); "none" leaves it out, for benchmarks
+#   HOST_TSO       true: userspace-tso-enable, so guests may send large segments and leave
+#                  checksums out. Guests negotiate when they boot: start them behind the switch
 #   HOST_PMD_MASK  pmd-cpu-mask (odd hosts 2, even hosts 1)
 
 vswitchd=/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk
@@ -84,19 +86,23 @@ host_ovsdb_start() {
 }
 host_ovsdb_stop() { testbed_kill "$1-ovsdb" "${2:-TERM}"; }
 
+free_pages=/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages
+host_pages_free() { [ "$(<"$free_pages")" -ge "$switch_pages" ]; }
+
 # host_switch_start HOST: ovs-vswitchd, with MOAT_PRELOAD if that is set.
 host_switch_start() {
-    local host=$1 dir preload=() free
+    local host=$1 dir preload=()
     dir=$(host_dir "$host")
-    free=$(</sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages)
-    if [ "$free" -lt "$switch_pages" ]; then
-        tb_fail "only $free 2-MiB hugepages are free, a switch needs $switch_pages: end other DPDK programs or run MOAT_HUGEPAGES=2200 scripts/setup"
+    # Those of a switch that has just died come back a little after it.
+    if ! wait_for 5 "$switch_pages free hugepages" host_pages_free 2>/dev/null; then
+        tb_fail "only $(<"$free_pages") 2-MiB hugepages are free, a switch needs $switch_pages: end other DPDK programs or run MOAT_HUGEPAGES=2200 scripts/setup"
         return 1
     fi
     if [ -n "${MOAT_PRELOAD:-}" ]; then
         [ -e "$MOAT_PRELOAD" ] || { tb_fail "MOAT_PRELOAD: no file $MOAT_PRELOAD"; return 1; }
         preload=("LD_PRELOAD=$MOAT_PRELOAD")
     fi
+    host_vsctl "$host" --no-wait set Open_vSwitch . "other_config:userspace-tso-enable=${HOST_TSO:-false}"
     host_spawn "$host" switch env "${preload[@]}" "$vswitchd" "unix:$dir/db.sock" --unixctl="$dir/ovs-vswitchd.ctl" \
         --pidfile="$dir/ovs-vswitchd.pid" --log-file="$dir/ovs-vswitchd.log" -vconsole:off
     WAIT_LOG=$dir/ovs-vswitchd.log wait_for 30 "the switch of host $host" host_switch_up "$host"
@@ -195,6 +201,12 @@ host_port_del() { host_vsctl "$1" --if-exists del-port br0 "vhu-$2"; }
 # host_port_up HOST VM: is a guest connected, with a queue that a PMD thread polls? (Asks the
 # switch: link_state in the database is written before the port is ready and may stay "down".)
 host_port_up() { host_appctl "$1" dpif-netdev/pmd-rxq-show | grep -qE "port: vhu-$2 +queue-id: +[0-9]+ \(enabled\)"; }
+
+# host_port_has_mtu HOST VM MTU. host_port_stat HOST VM NAME: a figure that the vhost library keeps
+# of a queue, such as rx_q0_good_packets or tx_q1_size_1519_max_packets; rx is what the guest
+# sends, whether it is refused afterwards or not.
+host_port_has_mtu() { [ "$(host_vsctl "$1" get interface "vhu-$2" mtu)" = "$3" ]; }
+host_port_stat() { host_ofctl "$1" dump-ports br0 "vhu-$2" | sed -n "s/.*\b$3=\([0-9]*\).*/\1/p"; }
 
 # host_forget_macs: has every switch learn afresh where MAC addresses live. By itself a bridge
 # in standalone mode notices that a guest has moved only when its main thread next wakes up,

@@ -19,7 +19,7 @@ moat_root=$(cd "$testbed_lib/../.." && pwd)
 MOAT_BUILD=${MOAT_BUILD:-$moat_root/build/release}
 MOAT_PRELOAD=$MOAT_BUILD/datapath/libmoat.so
 switch_pages=430     # 2-MiB pages of a switch with its session table
-MOAT_NETWORK=lan     # the one network, 10.0.0.0/24
+MOAT_NETWORK=lan     # the one network, 10.0.0.0/24 and fd00::/64
 MOAT_PEER_PORT=6650  # where agents listen for each other
 
 # moat_init: testbed_init with the product in place; fails if it is not built.
@@ -51,7 +51,7 @@ moat_start() {
         moat_agent_start "${hosts[i]}"
         for ((j = 0; j < i; j++)); do host_link "${hosts[j]}" "${hosts[i]}"; done
     done
-    moat_admin network add "$MOAT_NETWORK" subnet=10.0.0.0/24
+    moat_admin network add "$MOAT_NETWORK" subnet=10.0.0.0/24 subnet=fd00::/64
 }
 
 # --- agents ---
@@ -112,20 +112,26 @@ moat_admin() { mgmt_exec env "MOAT_DB=$(central_local)" MOAT_CTL=/nonexistent "$
 
 # --- VMs ---
 
-# moat_vm NAME ADDRESS [WORD...]: puts a VM and its vNIC NAME-nic into the inventory; WORDs as
-# of `moatctl vm add`. Its MAC comes from the last byte of the address.
+# moat_vm NAME ADDRESS[,ADDRESS6] [WORD...]: puts a VM and its vNIC NAME-nic into the inventory;
+# WORDs as of `moatctl vm add`. Its MAC comes from the last byte of the IPv4 address. With "-"
+# in front of the address the inventory does not know it.
 moat_vm() {
-    local name=$1 addr=$2 mac
+    local name=$1 addr=${2#-} addr6 mac known=()
+    [[ $2 != *,* ]] || addr6=${addr#*,}
+    addr=${addr%,*}
+    [[ $2 = -* ]] || known=("address=$addr" ${addr6:+"address=$addr6"})
     shift 2
     printf -v mac '02:00:00:00:00:%02x' "${addr##*.}"
     mkdir -p "$(guest_dir "$name")"
     printf '%s\n' "$mac" >"$(guest_dir "$name")/mac"
     printf '%s\n' "$addr" >"$(guest_dir "$name")/addr"
+    printf '%s\n' "${addr6:-}" >"$(guest_dir "$name")/addr6"
     moat_admin vm add "$name" "$@"
-    moat_admin vm vnic add "$name" "$name-nic" "mac=$mac" "network=$MOAT_NETWORK" "address=$addr"
+    moat_admin vm vnic add "$name" "$name-nic" "mac=$mac" "network=$MOAT_NETWORK" ${known[@]+"${known[@]}"}
 }
 moat_mac() { cat "$(guest_dir "$1")/mac"; }
 moat_addr() { cat "$(guest_dir "$1")/addr"; }
+moat_addr6() { cat "$(guest_dir "$1")/addr6"; }
 
 # moat_guests HOST NAME...: boots them there, all at once, and gives them their addresses.
 moat_guests() {
@@ -133,7 +139,10 @@ moat_guests() {
     shift
     for name; do guest_add "$host" "$name" "$(moat_mac "$name")" "$name-nic"; done
     guest_wait_boot "$@"
-    for name; do guest_cmd "$name" ip "$(moat_addr "$name")/24"; done
+    for name; do
+        guest_cmd "$name" ip "$(moat_addr "$name")/24"
+        [ -z "$(moat_addr6 "$name")" ] || guest_cmd "$name" ip "$(moat_addr6 "$name")/64"
+    done
 }
 
 # moat_migrate NAME FROM TO: guest_migrate, then until the agents have recorded it. Prints

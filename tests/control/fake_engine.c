@@ -8,7 +8,9 @@
  *
  * Commands: port PATH, replug PATH, unplug PATH, connect PATH, disconnect PATH,
  * log PATH on|off, start PATH, stop PATH, sessions VNIC N, slot VNIC, slots,
- * count VNIC, corrupt VNIC (takes its ruleset away), quit. */
+ * count VNIC, corrupt VNIC (takes its ruleset away), enrolled VNIC N (its enrolment ends, N
+ * packets would have been refused), learnt VNIC, quota VNIC (of half-open sessions), quit.
+ * A ruleset for a slot in quarantine ends all sessions of the slot. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +45,7 @@ struct slot {
     uint8_t state;
     uint64_t epoch;
     uint32_t serial, wait_ms, pickup_s;
-    int64_t hold_from, frozen_at;
+    int64_t hold_from, frozen_at, enroll_until;
     uint8_t *blob;
     size_t blob_len;
 };
@@ -96,7 +98,7 @@ static struct slot *slot_of(const struct port *p)
     return NULL;
 }
 
-static void post(unsigned type, const struct slot *s, const char *path, int64_t value)
+static void post_event(const struct moat_event *ev)
 {
     struct {
         struct moat_ctl_head head;
@@ -105,22 +107,28 @@ static void post(unsigned type, const struct slot *s, const char *path, int64_t 
     struct timespec ts;
 
     memset(&m, 0, sizeof m);
+    m.ev = *ev;
     clock_gettime(CLOCK_REALTIME, &ts);
     m.head = (struct moat_ctl_head){.type = MOAT_CTL_EVENT,
                                     .version = MOAT_CTL_VERSION,
                                     .len = sizeof m.ev};
     m.ev.seq = ++seq;
     m.ev.time_us = (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
-    m.ev.type = type;
-    m.ev.value = value;
-    if (s)
-        strcpy(m.ev.vnic, s->conf.vnic);
-    if (path)
-        strcpy(m.ev.path, path);
     for (int i = 0; i < n_clients; i++)
         if (subscribed[i])
             (void)!send(clients[i], &m, offsetof(__typeof__(m), ev) + sizeof m.ev,
                         MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void post(unsigned type, const struct slot *s, const char *path, int64_t value)
+{
+    struct moat_event ev = {.type = type, .value = value};
+
+    if (s)
+        strcpy(ev.vnic, s->conf.vnic);
+    if (path)
+        strcpy(ev.path, path);
+    post_event(&ev);
 }
 
 static void set_state(struct slot *s, uint8_t state)
@@ -228,6 +236,10 @@ static int do_state(const struct moat_ctl_state *st, size_t *len)
 
     if (!s)
         return refuse(len, -ENOENT, "no vNIC %s", st->vnic);
+    if (st->state == MOAT_SLOT_ENROLLING && s->state != MOAT_SLOT_ACTIVE &&
+        s->state != MOAT_SLOT_BLOCKED && s->state != st->state)
+        return refuse(len, -EINVAL, "a slot that is %s cannot enroll",
+                      moat_slot_state_name(s->state));
     if ((st->state == MOAT_SLOT_DEPARTED && s->state != MOAT_SLOT_FROZEN &&
          s->state != MOAT_SLOT_BLOCKED && s->state != st->state) ||
         (st->state == MOAT_SLOT_FROZEN && s->state != st->state))
@@ -239,6 +251,8 @@ static int do_state(const struct moat_ctl_state *st, size_t *len)
         s->epoch = st->epoch;
     s->precopy = st->precopy;
     s->wait_ms = st->wait_ms;
+    if (st->state == MOAT_SLOT_ENROLLING && st->pickup_s)
+        s->enroll_until = now_ms() + st->pickup_s * 1000LL;
     s->pickup_s = st->pickup_s;
     struct port *p = find_port(s->conf.path);
     if (s->state == MOAT_SLOT_ARRIVING && st->state == MOAT_SLOT_ACTIVE) {
@@ -273,6 +287,11 @@ static int do_ruleset(struct slot *s, int fd, size_t *len)
     if (!s->blob || pread(fd, s->blob, s->blob_len, 0) != sb.st_size)
         return refuse(len, -EIO, "unreadable");
     s->serial++;
+    if (s->conf.settings.quarantine) {
+        uint32_t cut = count(s);
+        void_sessions(s);
+        post(MOAT_EV_CUT, s, NULL, cut);
+    }
     return 0;
 }
 
@@ -295,6 +314,8 @@ static void slot_info(const struct slot *s, struct moat_slot_info *i)
     i->conf.epoch = s->epoch;
     i->state = s->unplugged ? MOAT_SLOT_BLOCKED : s->state;
     i->ready = s->ready;
+    if (s->state == MOAT_SLOT_ENROLLING)
+        i->enroll_left_s = (uint32_t)((s->enroll_until - now_ms() + 999) / 1000);
     i->has_port = p != NULL;
     if (p) {
         i->connected = p->connected;
@@ -538,7 +559,8 @@ static void cmd_stop(struct port *p)
 
     p->running = false;
     post(MOAT_EV_RINGS_STOPPED, s, p->path, 0);
-    if (s && p->logging && s->precopy && s->state == MOAT_SLOT_ACTIVE) {
+    if (s && p->logging && s->precopy &&
+        (s->state == MOAT_SLOT_ACTIVE || s->state == MOAT_SLOT_ENROLLING)) {
         s->handed_over = s->precopy = false;
         s->frozen_at = now_ms();
         set_state(s, MOAT_SLOT_FROZEN);
@@ -579,10 +601,11 @@ static void print_slot(FILE *out, const struct slot *s)
 
     slot_info(s, &i);
     fprintf(out, "%s state=%s epoch=%llu sessions=%u ruleset=%d generation=%llu ready=%d "
-                 "running=%d pickup=%u policy=%s precopy=%d\n",
+                 "running=%d pickup=%u policy=%s precopy=%d quarantine=%d serial=%u\n",
             s->conf.vnic, moat_slot_state_name(i.state), (unsigned long long)s->epoch, i.sessions,
             i.has_ruleset, (unsigned long long)i.generation, i.ready, i.running, s->pickup_s,
-            moat_fail_name(s->conf.settings.on_missing_policy), s->precopy);
+            moat_fail_name(s->conf.settings.on_missing_policy), s->precopy,
+            s->conf.settings.quarantine, s->serial);
 }
 
 static void command(char *line, FILE *out)
@@ -635,6 +658,17 @@ static void command(char *line, FILE *out)
                 print_slot(out, s);
     } else if (!strcmp(word, "count") && s) {
         fprintf(out, "%u\n", count(s));
+    } else if (!strcmp(word, "enrolled") && s && arg2 && s->state == MOAT_SLOT_ENROLLING) {
+        set_state(s, MOAT_SLOT_ACTIVE);
+        post(MOAT_EV_ENROLLED, s, NULL, atoi(arg2));
+    } else if ((!strcmp(word, "learnt") || !strcmp(word, "quota")) && s) {
+        struct moat_event ev = {
+            .type = *word == 'l' ? MOAT_EV_LEARNT : MOAT_EV_QUOTA,
+            .reason = *word == 'l' ? MOAT_R_NONE : MOAT_R_QUOTA_HALF_OPEN,
+            .flow = {.family = MOAT_FAM_IP4, .local = {10, 0, 0, 77}},
+        };
+        strcpy(ev.vnic, s->conf.vnic);
+        post_event(&ev);
     } else if (!strcmp(word, "corrupt") && s) {
         free(s->blob);
         s->blob = NULL;

@@ -290,6 +290,108 @@ START_TEST(lies)
 }
 END_TEST
 
+/* --- traced packets ----------------------------------------------------------------- */
+
+enum traced_lie { T_NONE, T_CUT, T_LONG, T_CAP_LEN, T_TYPE, T_REFUSED, N_TRACED_LIES };
+
+/* Answers HELLO; checks what TRACE brings; then two packets, the second as `lie` says. */
+static void tracer(int fd, enum traced_lie lie)
+{
+    static uint8_t buf[MOAT_CTL_MAX];
+    struct moat_ctl_head *h = (void *)buf;
+    const struct moat_ctl_trace *ask = (void *)(h + 1);
+    const struct moat_trace_insn *insns = (void *)(ask + 1);
+    struct moat_ctl_hello *hi = (void *)(h + 1);
+    struct moat_traced *t = (void *)(h + 1);
+
+    while (recv(fd, buf, sizeof buf, 0) > 0) {
+        bool is_trace = h->type == MOAT_CTL_TRACE;
+
+        if (is_trace && (ask->n_insns != 2 || insns[1].k != 77 || ask->snaplen != 9 ||
+                         h->len != sizeof *ask + 2 * sizeof *insns))
+            _exit(1);
+        h->type |= MOAT_CTL_REPLY;
+        h->len = is_trace ? 0 : sizeof *hi;
+        h->status = is_trace && lie == T_REFUSED ? -EUSERS : 0;
+        if (!is_trace) {
+            memset(hi, 0, sizeof *hi);
+            hi->version = MOAT_CTL_VERSION;
+        }
+        send(fd, buf, sizeof *h + h->len, MSG_NOSIGNAL);
+        if (!is_trace || lie == T_REFUSED)
+            continue;
+        for (uint64_t i = 1; i <= 2; i++) {
+            *h = (struct moat_ctl_head){.type = MOAT_CTL_TRACED, .version = MOAT_CTL_VERSION};
+            memset(t, 0, sizeof *t);
+            memset(t->vnic, 'v', sizeof t->vnic);
+            t->seq = i;
+            t->cap_len = 5;
+            h->len = sizeof *t + 5;
+            memcpy(t + 1, "frame", 5);
+            if (i == 2 && lie == T_CUT)
+                h->len = sizeof *t - 1;
+            if (i == 2 && lie == T_LONG)
+                h->len++;
+            if (i == 2 && lie == T_CAP_LEN)
+                t->cap_len = UINT32_MAX;
+            if (i == 2 && lie == T_TYPE)
+                h->type = MOAT_CTL_EVENT;
+            send(fd, buf, sizeof *h + h->len, MSG_NOSIGNAL);
+        }
+    }
+    _exit(0);
+}
+
+static int next_traced(struct moat_ctl *c, struct moat_traced *t, const uint8_t **data)
+{
+    struct pollfd p = {.fd = moat_ctl_fd(c), .events = POLLIN};
+
+    ck_assert_int_eq(poll(&p, 1, 2000), 1);
+    return moat_ctl_next_traced(c, t, data);
+}
+
+START_TEST(traced)
+{
+    static const struct moat_trace_insn insns[2] = {{0x06, 0, 0, 76}, {0x06, 0, 0, 77}};
+    struct moat_ctl_trace ask = {.n_insns = 2, .snaplen = 9};
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    const uint8_t *data;
+    struct moat_traced t;
+    struct moat_ctl *c;
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+
+    snprintf(sun.sun_path, sizeof sun.sun_path, "%s/tracer", dir);
+    ck_assert_int_eq(bind(fd, (struct sockaddr *)&sun, sizeof sun), 0);
+    listen(fd, 1);
+    pid_t child = fork();
+    if (!child)
+        tracer(accept(fd, NULL, NULL), (enum traced_lie)_i);
+    ck_assert_int_eq(moat_ctl_open(sun.sun_path, 300, &c, NULL, 0), 0);
+    ask.n_insns = MOAT_TRACE_INSNS_MAX + 1;
+    ck_assert_int_eq(moat_ctl_trace(c, &ask, insns), -E2BIG);
+    ask.n_insns = 2;
+    if (_i == T_REFUSED) {
+        ck_assert_int_eq(moat_ctl_trace(c, &ask, insns), -EUSERS);
+        ck_assert_int_eq(moat_ctl_hello_again(c), 0); /* still for requests */
+    } else {
+        ck_assert_int_eq(moat_ctl_trace(c, &ask, insns), 0);
+        ck_assert_int_eq(moat_ctl_release(c, "v"), -EBUSY); /* for packets only */
+        ck_assert_int_eq(next_traced(c, &t, &data), 1);
+        ck_assert_uint_eq(t.seq, 1);
+        ck_assert_uint_eq(strlen(t.vnic), sizeof t.vnic - 1);
+        ck_assert_mem_eq(data, "frame", 5);
+        ck_assert_int_eq(next_traced(c, &t, &data), _i == T_NONE ? 1 : -EPROTO);
+        ck_assert(moat_ctl_is_dead(c) == (_i != T_NONE));
+        ck_assert_int_eq(moat_ctl_next_traced(c, &t, &data), _i == T_NONE ? 0 : -ENOTCONN);
+    }
+    moat_ctl_close(c);
+    kill(child, SIGKILL);
+    waitpid(child, NULL, 0);
+    close(fd);
+    unlink(sun.sun_path);
+}
+END_TEST
+
 int main(int argc, char *argv[])
 {
     if (argc != 2) {
@@ -307,6 +409,7 @@ int main(int argc, char *argv[])
     tcase_add_test(t, sessions);
     tcase_add_test(t, events);
     tcase_add_loop_test(t, lies, 0, N_LIES);
+    tcase_add_loop_test(t, traced, 0, N_TRACED_LIES);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

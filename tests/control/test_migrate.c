@@ -12,6 +12,7 @@
 #include "migrate.h"
 #include "wire.h"
 
+#define ENROLL_MS 1500
 #define HOLD_MS 1000
 #define SILENT_MS 2000
 #define QUEUE 256
@@ -44,7 +45,7 @@ struct host {
     bool slot, ready, precopy, unplugged, port, connected, running, logging, expired;
     uint8_t state;
     uint64_t epoch;
-    long long hold_from;
+    long long hold_from, enroll_until;
     bool full; /* has the VM's sessions */
     unsigned edges;
     /* feed */
@@ -67,6 +68,7 @@ static struct {
     uint64_t epoch;
     long long now;
     unsigned long alone; /* slots opened without the source's consent */
+    bool enrolled;       /* somewhere, once */
     bool lossy;          /* the history broke something: sessions may be lost */
     uint32_t seed, first_seed;
     int trace;
@@ -89,11 +91,16 @@ static void trace(int x, const char *what, unsigned a, unsigned long long b)
 
 /* --- what must always hold ---------------------------------------------------------- */
 
+static bool passes(const struct host *h)
+{
+    return h->state == MOAT_SLOT_ACTIVE || h->state == MOAT_SLOT_ENROLLING;
+}
+
 static void always(void)
 {
     const struct host *a = &w.h[0], *b = &w.h[1];
-    bool open_a = a->slot && a->state == MOAT_SLOT_ACTIVE && !a->unplugged;
-    bool open_b = b->slot && b->state == MOAT_SLOT_ACTIVE && !b->unplugged;
+    bool open_a = a->slot && passes(a) && !a->unplugged;
+    bool open_b = b->slot && passes(b) && !b->unplugged;
 
     ck_assert_msg(!(open_a && a->running && open_b && b->running), "traffic on two hosts");
     if (open_a && open_b && !w.alone)
@@ -124,7 +131,15 @@ static void engine_claim(struct host *h, uint8_t state, uint64_t epoch)
     h->unplugged = false;
     if (epoch > h->epoch)
         h->epoch = epoch;
-    if (state == MOAT_SLOT_ACTIVE)
+    if (state == MOAT_SLOT_ENROLLING) {
+        /* Only what never had a firewall is opened wide. */
+        ck_assert_msg(h->state == MOAT_SLOT_BLOCKED && !w.enrolled && w.epoch == 1 && epoch == 1,
+                      "enrolled twice, seed %u", w.first_seed);
+        w.enrolled = true;
+        h->state = state;
+        h->enroll_until = w.now + ENROLL_MS;
+    }
+    if (state == MOAT_SLOT_ACTIVE && h->state != MOAT_SLOT_ENROLLING)
         h->state = MOAT_SLOT_ACTIVE;
 }
 
@@ -160,7 +175,7 @@ static void engine_stop(struct host *h)
     if (!h->running)
         return;
     h->running = false;
-    if (h->slot && h->logging && h->precopy && h->state == MOAT_SLOT_ACTIVE) {
+    if (h->slot && h->logging && h->precopy && passes(h)) {
         h->state = MOAT_SLOT_FROZEN;
         h->precopy = false;
     }
@@ -179,6 +194,8 @@ static void engine_start(struct host *h)
 
 static void engine_turn(struct host *h)
 {
+    if (h->slot && h->state == MOAT_SLOT_ENROLLING && w.now >= h->enroll_until)
+        h->state = MOAT_SLOT_ACTIVE;
     if (!h->slot || h->state != MOAT_SLOT_ARRIVING || !h->hold_from)
         return;
     if (!h->expired && w.now - h->hold_from >= HOLD_MS) {
@@ -588,7 +605,7 @@ static bool until(bool (*what)(int), int x, int n)
 
 static bool is_open(int x)
 {
-    return w.h[x].slot && w.h[x].state == MOAT_SLOT_ACTIVE && !w.h[x].unplugged;
+    return w.h[x].slot && passes(&w.h[x]) && !w.h[x].unplugged;
 }
 static bool is_fed(int x)
 {
@@ -620,6 +637,94 @@ static void boot(int x)
 }
 
 /* --- tables: one history each, step by step --------------------------------------------------- */
+
+/* What nobody ever held is enrolled, once: not after a loss of the slot, nor by an agent
+ * that does not remember. */
+START_TEST(first_slot)
+{
+    reset(9);
+    boot(0);
+    ck_assert(w.enrolled);
+    ck_assert_int_eq(w.h[0].state, MOAT_SLOT_ENROLLING);
+    kill_agent(0);
+    start_agent(0);
+    turns(4);
+    ck_assert_int_eq(w.h[0].state, MOAT_SLOT_ENROLLING); /* goes on */
+    ck_assert_int_eq(w.h[0].m.state, MIG_HOLDING);
+    w.now = w.h[0].enroll_until;
+    turns(4);
+    ck_assert_int_eq(w.h[0].state, MOAT_SLOT_ACTIVE);
+    for (int restart = 0; restart < 2; restart++) { /* the mapping is lost */
+        if (restart)
+            kill_agent(0);
+        w.h[0].slot = false;
+        if (restart)
+            start_agent(0);
+        ck_assert(until(is_open, 0, 50));
+        ck_assert_int_eq(w.h[0].state, MOAT_SLOT_ACTIVE);
+    }
+}
+END_TEST
+
+/* Taken, but the claim was refused at first: still its first slot.  Forgotten in between: it
+ * enforces. */
+START_TEST(first_slot_late)
+{
+    reset(10);
+    plug(0);
+    struct host *h = &w.h[0];
+    struct mig_facts f = {.port = true, .engine = true, .db_up = true, .holder = MIG_DB_NONE};
+    struct mig_event ev = {.facts = &f};
+    struct mig_out out;
+
+    mig_init(&h->m);
+    mig_step(&h->m, &ev, 1000, &out);
+    ck_assert_uint_eq(out.n, 1);
+    ck_assert_int_eq(out.a[0].what, MIG_DO_TAKE);
+    f.holder = MIG_DB_SELF;
+    f.db_epoch = 1;
+    for (int i = 0; i < 3; i++) {
+        mig_step(&h->m, &ev, 1000, &out);
+        ck_assert_int_eq(out.a[0].what, MIG_DO_CLAIM);
+        ck_assert_int_eq(out.a[0].state, i < 2 ? MOAT_SLOT_ENROLLING : MOAT_SLOT_ACTIVE);
+        if (i == 1)
+            mig_init(&h->m); /* the agent was restarted */
+    }
+    /* Held before, if not by us: no. */
+    mig_init(&h->m);
+    f.holder = MIG_DB_NONE;
+    f.db_epoch = 7;
+    mig_step(&h->m, &ev, 1000, &out);
+    f.holder = MIG_DB_SELF;
+    f.db_epoch = 8;
+    mig_step(&h->m, &ev, 1000, &out);
+    ck_assert_int_eq(out.a[0].state, MOAT_SLOT_ACTIVE);
+}
+END_TEST
+
+/* The database came late: what the host's fail mode opened is enrolled, if it was never held. */
+START_TEST(first_slot_of_an_orphan)
+{
+    struct mig_facts f = {.port = true, .engine = true, .db_up = true, .slot = true,
+                          .slot_state = MOAT_SLOT_ACTIVE, .holder = MIG_DB_NONE};
+    struct mig_event ev = {.facts = &f};
+    struct mig m;
+    struct mig_out out;
+
+    f.db_epoch = (uint64_t)_i;
+    mig_init(&m);
+    m.state = MIG_HOLDING;
+    m.orphan = true;
+    mig_step(&m, &ev, 1000, &out);
+    ck_assert_int_eq(out.a[0].what, MIG_DO_TAKE);
+    f.holder = MIG_DB_SELF;
+    f.db_epoch++;
+    mig_step(&m, &ev, 1000, &out);
+    ck_assert_int_eq(out.a[0].what, MIG_DO_CLAIM);
+    ck_assert_int_eq(out.a[0].state, _i ? MOAT_SLOT_ACTIVE : MOAT_SLOT_ENROLLING);
+    ck_assert_uint_eq(out.n, _i ? 2 : 1);
+}
+END_TEST
 
 START_TEST(plain_move)
 {
@@ -685,7 +790,7 @@ START_TEST(early_resume)
     turns(3);
     qemu_connect(1);
     engine_stop(&w.h[0]); /* no pre-copy at all */
-    ck_assert_int_eq(w.h[0].state, MOAT_SLOT_ACTIVE);
+    ck_assert(is_open(0));
     engine_start(&w.h[1]);
     ck_assert(until(is_open, 1, 50));
     ck_assert(w.h[1].full);
@@ -1003,6 +1108,9 @@ int main(int argc, char *argv[])
         srunner_free(one);
         return 0;
     }
+    tcase_add_test(t, first_slot);
+    tcase_add_test(t, first_slot_late);
+    tcase_add_loop_test(t, first_slot_of_an_orphan, 0, 2);
     tcase_add_test(t, plain_move);
     tcase_add_loop_test(t, roll_back, 0, 2);
     tcase_add_test(t, early_resume);

@@ -158,6 +158,27 @@ for h in A B; do
     local_db $h '["Open_vSwitch",{"op":"insert","table":"Bridge","uuid-name":"b","row":{"name":"br0"}},
       {"op":"insert","table":"Open_vSwitch","row":{"bridges":["named-uuid","b"]}}]'
 done
+step "a database of the first schema is converted in place and keeps what it has"
+python3 - "$schema" >"$dir/first.ovsschema" <<'END'
+import json, sys
+s = json.load(open(sys.argv[1]))
+s["version"] = "1.0.0"
+del s["tables"]["VM"]["columns"]["quarantine"], s["tables"]["Enforced"]["columns"]["quarantine"]
+json.dump(s, sys.stdout)
+END
+ovsdb-tool create "$dir/first.db" "$dir/first.ovsschema"
+ovsdb-server --no-chdir --remote="punix:$dir/first.sock" --unixctl="$dir/first.ctl" "$dir/first.db" -vconsole:off &
+pid[first]=$!
+until_ok "the old database" test -S "$dir/first.sock"
+first() { ovsdb-client -t 10 transact "unix:$dir/first.sock" "$1"; }
+first '["Moat",{"op":"insert","table":"VM","row":{"name":"old","vm_uuid":"33333333-3333-3333-3333-333333333333","labels":["map",[["a","b"]]]}}]' >/dev/null
+[ "$(ovsdb-client needs-conversion "unix:$dir/first.sock" "$schema")" = yes ] || fail "no conversion is needed"
+ovsdb-client convert "unix:$dir/first.sock" "$schema"
+[ "$(ovsdb-client needs-conversion "unix:$dir/first.sock" "$schema")" = no ] || fail "it is still the old one"
+first '["Moat",{"op":"select","table":"VM","where":[],"columns":["name","labels","quarantine"]}]' |
+    grep -q '"labels":\["map",\[\["a","b"\]\]\],"name":"old","quarantine":false' || fail "rows were lost"
+stop first
+
 policy='policy \"test\" version 1\ngroup dbs = vm \"db\"\ntier t {\n  allow from any to dbs service tcp 5432\n}\n'
 vm() { # NAME UUID VNIC MAC ADDRESS HOSTS
     printf '{"op":"insert","table":"VNIC","uuid-name":"%s","row":{"vnic_id":"%s","network":["named-uuid","net"],"mac":"%s","addresses":["set",["%s"]]}},
@@ -185,6 +206,103 @@ until_ok "slot active on A" slot_has A 'state=active.*ruleset=1 generation=1'
 until_ok "holder A" db_has VNIC '["holder","epoch"]' '[["vnic_id","==","vnic-db"]]' hostA
 until_ok "report" db_has Enforced '["host","state","generation","problem"]' '[["vnic_id","==","vnic-db"]]' 'hostA.*active\|active.*hostA'
 boot A
+
+step "an operator puts a VM in quarantine and releases it, whatever else is in the database"
+quarantine() { db '["Moat",{"op":"update","table":"VM","where":[["name","==","'"$1"'"]],"row":{"quarantine":'"$2"'}}]'; }
+enforced() { db_has Enforced '["vnic_id","quarantine","problem"]' '[["vnic_id","==","vnic-db"]]' "$1"; }
+said_twice() { [ "$(get Event '["time_us","message"]' '[["kind","==","quarantine"]]' | grep -o "$1" | wc -l)" = 2 ]; }
+say A sessions vnic-db 50
+before=$(slot A)
+quarantine db true
+until_ok "quarantine on A" slot_has A 'state=active.*sessions=0 .*quarantine=1'
+until_ok "reported" enforced operator
+until_ok "an event" event_has 'quarantine by an operator: base tier only'
+until_ok "the cut is an event" event_has 'quarantine has ended sessions: 50'
+say A sessions vnic-db 7
+db '["Moat",{"op":"insert","table":"VM","uuid-name":"x","row":{"name":"broken","vm_uuid":"no uuid"}}]'
+until_ok "inventory refused" event_has 'inventory-refused'
+quarantine db false
+until_ok "released" slot_has A 'sessions=7 .*quarantine=0'
+until_ok "an event" event_has 'quarantine is lifted'
+until_ok "reported" eval '! enforced operator'
+quarantine db true
+until_ok "again, within the minute" slot_has A 'sessions=0 .*quarantine=1'
+until_ok "said again" said_twice operator
+db '["Moat",{"op":"delete","table":"VM","where":[["name","==","broken"]]}]'
+stop A -KILL
+quarantine db false # while nobody looks
+sleep 0.3
+slot_has A 'quarantine=1' || fail "killing moatd lifted a quarantine"
+start_moatd A
+until_ok "released" slot_has A 'quarantine=0'
+until_ok "said" said_twice lifted
+[ "$(slot A | sed 's/ sessions.*//')" = "$(sed 's/ sessions.*//' <<<"$before")" ] || fail "$(slot A), was $before"
+
+step "a VM that never had a firewall is enrolled, once; quarantine ends that"
+enrolling() { # HOW: the settings of the new VMs
+    printf '%s' 'policy \"test\" version 1\ngroup dbs = vm \"db\"\ntier t {\n  allow from any to dbs service tcp 5432\n}\nsettings for vms except dbs {\n anti-spoofing learn-once; enroll '"$1"'\n}\n'
+}
+db '["Moat",{"op":"update","table":"Policy","where":[],"row":{"text":"'"$(enrolling 10m)"'"}}]'
+network=$(get Network '["_uuid"]' '[]' | sed 's/.*"uuid","\([^"]*\)".*/\1/')
+new_vm() { # NAME DIGIT
+    db '["Moat",{"op":"insert","table":"VNIC","uuid-name":"v","row":{"vnic_id":"vnic-'"$1"'","network":["uuid","'"$network"'"],"mac":"52:54:00:00:01:0'"$2"'"}},
+      {"op":"insert","table":"VM","row":{"name":"'"$1"'","vm_uuid":"44444444-4444-4444-4444-44444444444'"$2"'","vnics":["set",[["named-uuid","v"]]]}}]'
+}
+del_vm() { db '["Moat",{"op":"delete","table":"VM","where":[["name","==","'"$1"'"]]}]'; }
+new_vm young 1
+new_vm green 2
+add_port B vnic-young
+add_port A vnic-green
+until_ok "young is enrolled" slot_has B 'state=enrolling epoch=1 .*ruleset=1.*pickup=600' vnic-young
+until_ok "green is enrolled" slot_has A 'state=enrolling epoch=1 .*ruleset=1.*pickup=600' vnic-green
+until_ok "an event" event_has 'its first firewall: for 600 s'
+quarantine green true
+until_ok "quarantine enforces" slot_has A 'state=active.*quarantine=1' vnic-green
+quarantine green false
+until_ok "and it is not enrolled again" slot_has A 'state=active.*quarantine=0' vnic-green
+before=$(slot B vnic-young)
+stop B -KILL
+start_moatd B
+until_ok "moatd B" ctl B moat/status
+sleep 0.7
+[ "$(slot B vnic-young)" = "$before" ] || fail "starting moatd changed the slot: $(slot B vnic-young), was $before"
+[ "$(ctl B moat/reconcile | sed -n 's/^differences: //p')" = 0 ] || fail "$(ctl B moat/reconcile)"
+say B enrolled vnic-young 7
+until_ok "an event" event_has 'refuses from now on: 7'
+slot_has B 'state=active' vnic-young || fail "$(slot B vnic-young)"
+stop engineB
+start_engine B # with an empty mapping
+until_ok "engine B" say B port "$(path B vnic-young)"
+until_ok "its second slot enforces" slot_has B 'state=active epoch=1 .*ruleset=1' vnic-young
+
+step "an enrolment ends when the policy says so, and with a move, which takes along what is left"
+new_vm blue 3
+add_port A vnic-blue
+until_ok "blue is enrolled" slot_has A 'state=enrolling' vnic-blue
+boot A vnic-blue
+add_port B vnic-blue
+until_ok "B arriving" slot_has B 'state=arriving' vnic-blue
+say B connect "$(path B vnic-blue)"
+until_ok "A feeds B, and enrolls" slot_has A 'state=enrolling.*precopy=1' vnic-blue
+say A log "$(path A vnic-blue)" on
+say A stop "$(path A vnic-blue)"
+until_ok "B has everything" slot_has B 'ready=1' vnic-blue
+say B start "$(path B vnic-blue)"
+until_ok "B enforces, and picks up for the rest" slot_has B 'state=active.*pickup=\(600\|5[0-9][0-9]\)' vnic-blue
+new_vm red 4
+add_port A vnic-red
+until_ok "red is enrolled" slot_has A 'state=enrolling' vnic-red
+db '["Moat",{"op":"update","table":"Policy","where":[],"row":{"text":"'"$(enrolling 0s)"'"}}]'
+until_ok "red enforces" slot_has A 'state=active' vnic-red
+
+step "what the fast path learns and runs out of are events"
+say B learnt vnic-young
+until_ok "an event" event_has 'learns an address that the VM uses as its own: 10.0.0.77'
+say B quota vnic-young
+until_ok "an event" event_has 'quota of half-open TCP sessions is used up'
+for n in young green blue red; do del_vm $n; done
+for n in young blue; do del_port B vnic-$n; until_ok "B forgot $n" no_slot B vnic-$n; done
+for n in green blue red; do del_port A vnic-$n; until_ok "A forgot $n" no_slot A vnic-$n; done
 
 step "a newer policy is published, a broken one is refused and the old one stays"
 db '["Moat",{"op":"update","table":"Policy","where":[],"row":{"generation":2}}]'
@@ -370,7 +488,7 @@ slot_has A 'state=active' vnic-web || fail "strangers changed something"
 # A host of the cluster that lies about its name, or asks for what it may not have.
 frame_request() { # VNIC HOST: a REQUEST frame
     local v=$1 h=$2
-    printf 'MOAT\0\1\0\1'
+    printf 'MOAT\0\2\0\1'
     printf "\\x0\\x0\\x0\\x$(printf %x $((2 + 2 + ${#v} + 2 + ${#h} + 8)))"
     printf '\0\0'
     printf "\\x0\\x$(printf %x ${#v})%s\\x0\\x$(printf %x ${#h})%s" "$v" "$h"

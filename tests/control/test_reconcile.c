@@ -63,6 +63,34 @@ START_TEST(each_difference)
     DIFFERS(slot.state = MOAT_SLOT_DEPARTED, DIFF_STATE);
     DIFFERS(want.state = MIG_WAITING, DIFF_STATE);
     DIFFERS(want.state = MIG_GONE, DIFF_STATE);
+    DIFFERS(slot.conf.settings.quarantine = 1, DIFF_CONF);
+    DIFFERS(slot.conf.settings.timers[MOAT_N_TIMERS - 1] = 1, DIFF_CONF);
+    /* An enrolment that the settings do not ask for, or that came before quarantine. */
+    DIFFERS(slot.state = MOAT_SLOT_ENROLLING, DIFF_STATE);
+    DIFFERS((slot.state = MOAT_SLOT_ENROLLING, conf.settings.enroll_s = 60,
+             conf.settings.quarantine = 1, slot.conf = conf),
+            DIFF_STATE);
+}
+END_TEST
+
+START_TEST(enrolling)
+{
+    slot.state = MOAT_SLOT_ENROLLING;
+    conf.settings.enroll_s = 60;
+    slot.conf = conf;
+    for (want.state = MIG_HOLDING; want.state <= MIG_FEEDING; want.state++) {
+        ck_assert_uint_eq(reconcile_compare(&want, &slot), 0);
+        ck_assert(!reconcile_enrolls_too_long(&want, &slot));
+    }
+    want.state = MIG_HOLDING;
+    conf.settings.enroll_s = 0;
+    ck_assert(reconcile_enrolls_too_long(&want, &slot));
+    ck_assert_uint_eq(reconcile_compare(&want, &slot), DIFF_STATE | DIFF_CONF);
+    want.conf = NULL; /* nothing is known: it goes on */
+    ck_assert_uint_eq(reconcile_compare(&want, &slot), 0);
+    slot.state = MOAT_SLOT_ACTIVE;
+    want.conf = &conf;
+    ck_assert(!reconcile_enrolls_too_long(&want, &slot));
 }
 END_TEST
 
@@ -84,6 +112,7 @@ int main(void)
     tcase_add_checked_fixture(t, setup, NULL);
     tcase_add_test(t, same);
     tcase_add_test(t, each_difference);
+    tcase_add_test(t, enrolling);
     tcase_add_test(t, what_leaves_is_left_alone);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);

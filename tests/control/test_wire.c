@@ -41,7 +41,22 @@ static struct wire sample(unsigned type)
     w.conf.n_addrs = 2;
     w.conf.addrs[0] = (struct moat_addr){.family = 4, .plen = 32, .addr = {10, 0, 0, 1}};
     w.conf.addrs[1] = (struct moat_addr){.family = 6, .plen = 64, .addr = {0xfd}};
-    moat_settings_init(&w.conf.settings);
+    struct moat_settings *s = &w.conf.settings;
+    moat_settings_init(s);
+    s->spoof = MOAT_SPOOF_LEARN;
+    s->vlan = MOAT_VLAN_INSPECT;
+    s->n_ethertypes = 3;
+    s->ethertypes[0] = 0x88cc;
+    s->ethertypes[1] = 0x0600;
+    s->ethertypes[2] = 0xffff;
+    s->enroll_s = MOAT_ENROLL_MAX;
+    s->max_half_open = 1;
+    s->max_new = 2;
+    s->max_fragments = 3;
+    s->max_logs = UINT32_MAX;
+    for (unsigned t = 0; t < MOAT_N_TIMERS; t++)
+        s->timers[t] = t ? t : MOAT_TIMER_MAX;
+    w.enroll_left_s = 599;
     w.conf.epoch = 5;
     memset(w.digest, 0xcd, sizeof w.digest);
     if (type == WIRE_POLICY) {
@@ -73,6 +88,7 @@ START_TEST(round_trip)
         ck_assert_mem_eq(&in.conf, &out.conf, sizeof in.conf);
         ck_assert_uint_eq(out.blob_len, 500);
         ck_assert_uint_eq(out.generation, 9);
+        ck_assert_uint_eq(out.enroll_left_s, 599);
     } else if (_i == WIRE_FINAL) {
         ck_assert_uint_eq(out.records, 1000);
         ck_assert_uint_eq(out.epoch, in.epoch);
@@ -171,6 +187,9 @@ struct hostile {
     uint64_t value;
 };
 
+/* Where the settings of the sample POLICY begin: behind head, names, MAC and addresses. */
+#define SETTINGS (12 + 8 + 4 + 5 + 7 + 2 * 18)
+
 static const struct hostile hostile[] = {
     {"magic", WIRE_START, 0, 4, 0},
     {"version", WIRE_START, 4, 2, MOAT_WIRE_VERSION + 1},
@@ -185,7 +204,21 @@ static const struct hostile hostile[] = {
     {"more addresses than there is room for", WIRE_POLICY, 12 + 8 + 4 + 5 + 6, 1, 255},
     {"family of an address", WIRE_POLICY, 12 + 8 + 4 + 5 + 7, 1, 7},
     {"prefix length of an address", WIRE_POLICY, 12 + 8 + 4 + 5 + 8, 1, 33},
-    {"setting out of range", WIRE_POLICY, 12 + 8 + 4 + 5 + 7 + 2 * 18, 1, 9},
+    {"setting out of range", WIRE_POLICY, SETTINGS, 1, 9},
+    {"VLAN setting", WIRE_POLICY, SETTINGS + 7, 1, MOAT_VLAN_INSPECT + 1},
+    {"guard neither on nor off", WIRE_POLICY, SETTINGS + 8, 1, 2},
+    {"more ethertypes than there is room for", WIRE_POLICY, SETTINGS + 10, 1, 5},
+    {"IPv4 as ethertype", WIRE_POLICY, SETTINGS + 11, 2, 0x0800},
+    {"a tag as ethertype", WIRE_POLICY, SETTINGS + 11, 2, 0x8100},
+    {"a length as ethertype", WIRE_POLICY, SETTINGS + 13, 2, 0x05ff},
+    {"an ethertype behind the last", WIRE_POLICY, SETTINGS + 17, 2, 0x88cc},
+    {"pickup for days", WIRE_POLICY, SETTINGS + 19, 4, MOAT_PICKUP_MAX + 1},
+    {"hold for hours", WIRE_POLICY, SETTINGS + 23, 4, MOAT_HOLD_MAX + 1},
+    {"enrolment for days", WIRE_POLICY, SETTINGS + 27, 4, MOAT_ENROLL_MAX + 1},
+    {"first timer", WIRE_POLICY, SETTINGS + 51, 4, MOAT_TIMER_MAX + 1},
+    {"last timer", WIRE_POLICY, SETTINGS + 51 + 4 * (MOAT_N_TIMERS - 1), 4, UINT32_MAX},
+    {"rest of an enrolment", WIRE_POLICY, SETTINGS + 51 + 4 * MOAT_N_TIMERS + 8, 4,
+     MOAT_ENROLL_MAX + 1},
     {"more records than there are", WIRE_SESSIONS, 16, 4, UINT32_MAX},
     {"fewer records than there are", WIRE_SESSIONS, 16, 4, 1},
     {"length of a record", WIRE_SESSIONS, 20 + 5, 1, 255},

@@ -514,6 +514,7 @@ static size_t valid_body(unsigned type, void *out)
     struct moat_slot_conf conf = conf_of("vnic-2", "/run/vm2.sock", MOAT_SLOT_ACTIVE);
     struct moat_ctl_state state = state_of(MOAT_SLOT_BLOCKED);
     struct moat_ctl_import imp = {.vnic = VNIC};
+    struct moat_ctl_trace trace = {.which = MOAT_TRACE_PASSED};
 
     memset(out, 0, 1024);
     switch (type) {
@@ -539,6 +540,9 @@ static size_t valid_body(unsigned type, void *out)
         return sizeof(struct moat_ctl_hits);
     case MOAT_CTL_SUBSCRIBE:
         return 0;
+    case MOAT_CTL_TRACE:
+        memcpy(out, &trace, sizeof trace);
+        return sizeof trace;
     default:
         memcpy(out, vnic(VNIC), sizeof(struct moat_ctl_vnic));
         return sizeof(struct moat_ctl_vnic);
@@ -551,7 +555,7 @@ START_TEST(every_length_but_the_right_one)
     struct picture before;
 
     make_scene(&before);
-    for (unsigned type = 0; type <= MOAT_CTL_FLUSH + 2; type++) {
+    for (unsigned type = 0; type <= MOAT_CTL_TRACED + 2; type++) {
         size_t len = valid_body(type, body);
 
         for (size_t n = 0; n < len; n++)
@@ -579,6 +583,7 @@ START_TEST(heads_that_lie)
         {MOAT_CTL_FLUSH | MOAT_CTL_REPLY, MOAT_CTL_VERSION, 1, sizeof m.body, 0},
         {0, MOAT_CTL_VERSION, 1, sizeof m.body, 0},
         {MOAT_CTL_EVENT, MOAT_CTL_VERSION, 1, sizeof m.body, 0},
+        {MOAT_CTL_TRACED, MOAT_CTL_VERSION, 1, sizeof m.body, 0},
         {UINT16_MAX, MOAT_CTL_VERSION, 1, sizeof m.body, 0},
     };
     struct picture before;
@@ -643,6 +648,8 @@ END_TEST
     X(c.settings.vlan = 2)                                                                         \
     X(c.settings.ra_guard = 2)                                                                     \
     X(c.settings.dhcp_guard = 2)                                                                   \
+    X((c.settings.n_ethertypes = 1, c.settings.ethertypes[0] = 0x86dd))                            \
+    X(c.settings.enroll_s = MOAT_ENROLL_MAX + 1)                                                   \
     X(c.settings.n_ethertypes = MOAT_ETHERTYPES_MAX + 1)                                           \
     X(c.settings.timers[MOAT_T_ICMP] = MOAT_TIMER_MAX + 1)                                         \
     X(c.settings.transfer_sessions = 2)                                                            \
@@ -977,7 +984,7 @@ static unsigned below(unsigned n)
 /* A message that is right but for some bytes, or nothing but noise. */
 static size_t make_noise(uint8_t *out, size_t max)
 {
-    struct moat_ctl_head head = {.type = (uint16_t)below(MOAT_CTL_FLUSH + 2),
+    struct moat_ctl_head head = {.type = (uint16_t)below(MOAT_CTL_TRACED + 2),
                                  .version = MOAT_CTL_VERSION};
     size_t len;
 

@@ -83,7 +83,7 @@ START_TEST(loss_is_counted_and_leaves_a_gap)
         ck_assert(post(i, false));
     for (int64_t i = 4; i < 7; i++)
         ck_assert(!post(i, false));
-    ck_assert_uint_eq(q.lost, 3);
+    ck_assert_uint_eq(q.ring.lost, 3);
     for (int64_t i = 0; i < 4; i++) {
         ck_assert(take(&ev));
         ck_assert_int_eq(ev.value, i);
@@ -154,7 +154,7 @@ static void run_producers(uint32_t size, bool slow)
             joined++;
         }
     }
-    ck_assert_uint_eq(q.lost, lost);
+    ck_assert_uint_eq(q.ring.lost, lost);
     ck_assert_uint_eq(taken + lost, PRODUCERS * PER_PRODUCER);
     ck_assert(post(0, false) && take(&ev));
     ck_assert_uint_eq(ev.seq, taken + lost + 1);

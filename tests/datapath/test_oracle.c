@@ -20,7 +20,7 @@
 #define BURSTS 16 /* per vNIC */
 #define BURST 32
 
-static uint64_t pairs, by_rule, by_default, logged, loose, verdicts[3];
+static uint64_t pairs, by_rule, by_default, logged, loose, quarantined, verdicts[3];
 static uint32_t most_rules;
 
 static const char *flow_text(const struct moat_flow *f, char *out, size_t size)
@@ -35,9 +35,10 @@ static const char *flow_text(const struct moat_flow *f, char *out, size_t size)
     return out;
 }
 
-static void count(const struct moat_match *m)
+static void count(const struct moat_gen *g, unsigned vnic, const struct moat_match *m)
 {
     pairs++;
+    quarantined += g->policy && g->quarantined[moat_inventory_vm_of(g->inv, vnic)];
     by_rule += m->rule != 0;
     by_default += m->rule == 0;
     logged += m->logged;
@@ -95,7 +96,7 @@ static void try_vnic(struct moat_gen *g, unsigned vnic)
         moat_classify(rs, f, BURST, m);
         for (unsigned i = 0; i < BURST; i++) {
             compare(g, vnic, blob, &f[i], &m[i]);
-            count(&m[i]);
+            count(g, vnic, &m[i]);
         }
     }
     moat_ruleset_destroy(rs);
@@ -117,13 +118,15 @@ START_TEST(agrees_with_the_evaluator)
     }
     fprintf(stderr,
             "%" PRIu64 " pairs of %" PRIu64 " cases: %" PRIu64 " by a rule, %" PRIu64
-            " by default, %" PRIu64 " logged, %" PRIu64 " loose; at most %u rules\n",
-            pairs, seed - first, by_rule, by_default, logged, loose, most_rules);
+            " by default, %" PRIu64 " logged, %" PRIu64 " loose, %" PRIu64
+            " in quarantine by an operator; at most %u rules\n",
+            pairs, seed - first, by_rule, by_default, logged, loose, quarantined, most_rules);
     /* Each outcome must be common, or little is shown. */
     ck_assert_uint_gt(by_rule, pairs / 10);
     ck_assert_uint_gt(by_default, pairs / 10);
     ck_assert_uint_gt(logged, pairs / 50);
     ck_assert_uint_gt(loose, pairs / 500);
+    ck_assert_uint_gt(quarantined, pairs / 50);
     for (unsigned i = 0; i < 3; i++)
         ck_assert_uint_gt(verdicts[i], pairs / 50);
 }

@@ -1,17 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Frames are written as strings, one letter per header, and built by build():
- *
- *   v q     802.1Q, 802.1ad tag          h d     hop-by-hop, destination options
- *   a r x   ARP, RARP, LLDP              R       routing header, type 2, none left
- *   4 6     IPv4, IPv6                   A m     authentication, mobility header
- *   o       8 bytes of IPv4 options      F L     first, later fragment header (IPv6)
- *   t T     TCP ACK, SYN with scale 7    0       atomic fragment header
- *   u       UDP                          p       10 bytes of padding
- *   i       ICMP(v6) echo request        s       a frame that ends here, without payload
- *   g       GRE
- *
- * A row's patches then change single bytes of it. */
+/* Frames are written as strings (tests/lib/letters.h); a row's patches then change single bytes
+ * of it.  Fragments are in test_parse_fragment.c. */
 
 #include "datapath/parse.h"
 
@@ -19,22 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tests/lib/packet.h"
-
-static const uint8_t mac_a[6] = {2, 0, 0, 0, 0, 1}, mac_b[6] = {2, 0, 0, 0, 0, 2};
-static const uint8_t a4[4] = {10, 0, 0, 1}, b4[4] = {10, 0, 0, 2};
-static const uint8_t a6[16] = {0x20, 1, 0xd, 0xb8, [15] = 1},
-                     b6[16] = {0x20, 1, 0xd, 0xb8, [15] = 2};
-
-enum { NOWHERE = 0, ETH, IP, EXT, L4 }; /* what a patch's offset counts from */
-
-struct patch {
-    uint8_t where, off, value;
-};
+#include "tests/lib/letters.h"
 
 struct row {
     const char *frame;
-    uint8_t kind, reason, proto, frag;
+    uint8_t kind, reason, proto;
     uint8_t icmp_type, icmp_base, icmp_reply;
     struct patch patch[4];
     const char *name;
@@ -94,23 +73,6 @@ static const struct row rows[] = {
     {"4u", OK(UDP, 17), PATCH({IP, 12, 0}, {IP, 15, 0}), .name = "no source, as DHCP"},
     {"4t", OK(TCP, 6), PATCH({IP, 6, 0x40}), .name = "don't fragment"},
 
-    /* IPv4 fragments; the offset counts in 8 bytes. */
-    {"4t", OK(TCP, 6), .frag = 1, PATCH({IP, 6, 0x20}), .name = "first"},
-    {"4u", OK(UDP, 17), .frag = 1, PATCH({IP, 6, 0x20}, {L4, 4, 9}),
-     .name = "first, of a long UDP"},
-    {"4i", OK(ICMP_QUERY, 1), .frag = 1, .icmp_type = 8, .icmp_base = 8, PATCH({IP, 6, 0x20}),
-     .name = "first, echo"},
-    {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 7, 10}), .name = "last"},
-    {"4t", OK(IP_OTHER, 6), .frag = 2, PATCH({IP, 6, 0x20}, {IP, 7, 2}), .name = "middle"},
-    {"4u", OK(IP_OTHER, 17), .frag = 2, PATCH({IP, 7, 1}), .name = "UDP at 8"},
-    {"4t", NO(FRAG_TINY), PATCH({IP, 7, 1}), .name = "TCP at 8"},
-    {"4t", NO(FRAG_TINY), PATCH({IP, 3, 36}, {IP, 6, 0x20}), .name = "TCP of 16 bytes"},
-    {"4t", NO(FRAG_TINY), PATCH({IP, 6, 0x20}, {L4, 12, 0xf0}), .name = "TCP options cut"},
-    {"4u", NO(FRAG_TINY), PATCH({IP, 3, 20}, {IP, 6, 0x20}), .name = "UDP of 0 bytes"},
-    {"4i", NO(FRAG_TINY), PATCH({IP, 3, 20}, {IP, 6, 0x20}), .name = "ICMP of 0 bytes"},
-    {"4t", NO(IP_MALFORMED), PATCH({IP, 3, 67}, {IP, 6, 0x20}), .name = "odd length, not the last"},
-    {"4u", NO(IP_MALFORMED), PATCH({IP, 6, 0x1f}, {IP, 7, 0xff}), .name = "beyond 64 KiB"},
-
     /* IPv6 header and extension headers. */
     {"6tp", OK(TCP, 6), .name = "IPv6 padding"},
     {"6t", NO(IP_MALFORMED), PATCH({IP, 5, 49}), .name = "payload beyond the frame"},
@@ -134,29 +96,34 @@ static const struct row rows[] = {
     {"6Rt", NO(IP_OPTIONS), PATCH({EXT, 2, 0}), .name = "routing type 0"},
     {"6Rt", NO(IP_OPTIONS), PATCH({EXT, 3, 1}), .name = "routing, one left"},
     {"6dt", NO(IP_MALFORMED), PATCH({EXT, 1, 7}), .name = "extension beyond the packet"},
-    {"6dt", NO(L4_MALFORMED), PATCH({EXT, 1, 6}), .name = "extension to the very end"},
+    {"6dt", NO(L4_MALFORMED), PATCH({EXT, 1, 6}, {EXT, 2, 1}, {EXT, 3, 52}),
+     .name = "extension to the very end"},
+    {"6Rt", OK(TCP, 6), PATCH({EXT, 2, 4}), .name = "segment routing, none left"},
+    {"6Rt", NO(IP_OPTIONS), PATCH({EXT, 2, 4}, {EXT, 3, 2}), .name = "segment routing, two left"},
+    {"6At", NO(IP_MALFORMED), PATCH({EXT, 1, 0}), .name = "AH of 8 bytes"},
+    {"6ht", OK(TCP, 6), PATCH({EXT, 2, 5}, {EXT, 3, 2}), .name = "router alert, IPv6"},
+    {"6dt", OK(TCP, 6), PATCH({EXT, 2, 1}, {EXT, 3, 4}), .name = "option to the end"},
+    {"6dt", NO(IP_MALFORMED), PATCH({EXT, 2, 1}, {EXT, 3, 5}), .name = "option beyond the end"},
+    {"6dt", NO(IP_MALFORMED), PATCH({EXT, 7, 1}), .name = "option without a length"},
+    {"6ht", NO(IP_MALFORMED), PATCH({EXT, 2, 0xc2}, {EXT, 3, 4}), .name = "jumbo payload option"},
+    {"6ht", NO(IP_MALFORMED), PATCH({EXT, 2, 1}, {EXT, 3, 0}, {EXT, 4, 0xc2}, {EXT, 5, 2}),
+     .name = "jumbo payload option behind another"},
+    {"6dt", NO(IP_OPTIONS), PATCH({EXT, 2, 0xc9}, {EXT, 3, 4}), .name = "home address"},
+    {"6Ht", OK(TCP, 6), .name = "HIP before TCP"},
+    {"6Su", OK(UDP, 17), .name = "Shim6 before UDP"},
+    {"6mg", OK(IP_OTHER, 135), PATCH({EXT, 0, 59}), .name = "mobility, nothing follows"},
+    {"6Hg", OK(IP_OTHER, 139), PATCH({EXT, 0, 59}), .name = "HIP, nothing follows"},
+    {"6Sdg", OK(IP_OTHER, 140), PATCH({EXT, 0, 59}), .name = "Shim6, options, nothing follows"},
+    {"6dg", OK(IP_OTHER, 59), PATCH({EXT, 0, 59}), .name = "options, nothing follows"},
+    {"6g", OK(IP_OTHER, 50), PATCH({IP, 6, 50}), .name = "ESP"},
+    {"6dg", OK(IP_OTHER, 50), PATCH({EXT, 0, 50}), .name = "options, ESP"},
+    {"6g", OK(IP_OTHER, 253), PATCH({IP, 6, 253}), .name = "experiment"},
+    {"6g", OK(IP_OTHER, 254), PATCH({IP, 6, 254}), .name = "another experiment"},
+    {"6g", OK(IP_OTHER, 201), PATCH({IP, 6, 201}), .name = "unknown next header"},
+    {"6dmRdHdSAt", OK(TCP, 6), .name = "all of them"},
     {"6dddddddt", OK(TCP, 6), .name = "seven extensions"},
     {"6ddddddddt", OK(TCP, 6), .name = "eight extensions"},
     {"6dddddddddt", NO(IP_MALFORMED), .name = "nine extensions"},
-
-    /* IPv6 fragments. */
-    {"60t", OK(TCP, 6), .name = "atomic"},
-    {"6h0du", OK(UDP, 17), .name = "atomic between others"},
-    {"6Ft", OK(TCP, 6), .frag = 1, .name = "IPv6 first"},
-    {"6Fu", OK(UDP, 17), .frag = 1, PATCH({L4, 4, 9}), .name = "IPv6 first, of a long UDP"},
-    {"6Fdi", OK(ICMP_QUERY, 58), .frag = 1, .icmp_type = 128, .icmp_base = 128,
-     .name = "IPv6 first, destination options in it"},
-    {"6hLt", OK(IP_OTHER, 6), .frag = 2, .name = "IPv6 later"},
-    {"6Ldu", OK(IP_OTHER, 60), .frag = 2, .name = "IPv6 later: what it holds is not looked at"},
-    {"6Ft", NO(FRAG_TINY), PATCH({IP, 5, 24}), .name = "IPv6 first, TCP of 16 bytes"},
-    {"6Fdt", NO(FRAG_TINY), PATCH({IP, 5, 8}), .name = "IPv6 first, no options"},
-    {"6Fdt", NO(FRAG_TINY), PATCH({EXT, 1, 30}), .name = "IPv6 first, options cut"},
-    {"6FRt", NO(IP_OPTIONS), PATCH({EXT, 2, 0}), .name = "IPv6 first, routing type 0"},
-    {"6FFt", NO(FRAG), .name = "nested"},
-    {"6FLt", NO(FRAG), .name = "nested, later"},
-    {"6Ft", NO(IP_MALFORMED), PATCH({IP, 5, 55}), .name = "IPv6 odd length, not the last"},
-    {"6Lt", NO(IP_MALFORMED), PATCH({EXT, 2, 0xff}, {EXT, 3, 0xf8}), .name = "IPv6 beyond 64 KiB"},
-    {"6Ft", NO(IP_MALFORMED), PATCH({IP, 5, 7}), .name = "fragment header cut"},
 
     /* TCP. */
     {"4T", OK(TCP, 6), .name = "SYN"},
@@ -175,7 +142,6 @@ static const struct row rows[] = {
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x34}), .name = "RST|URG"},
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x32}), .name = "SYN|ACK|URG"},
     {"4t", NO(TCP_FLAGS), PATCH({L4, 13, 0x3f}), .name = "all flags"},
-    {"4t", NO(TCP_FLAGS), PATCH({IP, 6, 0x20}, {L4, 13, 0}), .name = "no flags, first fragment"},
     {"4t", OK(TCP, 6), PATCH({L4, 12, 0xc0}), .name = "header to the very end"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 12, 0x40}), .name = "data offset 4"},
     {"4t", NO(L4_MALFORMED), PATCH({L4, 12, 0xd0}), .name = "data offset beyond the packet"},
@@ -187,7 +153,6 @@ static const struct row rows[] = {
     {"4u", OK(UDP, 17), PATCH({L4, 5, 8}), .name = "UDP shorter than the packet"},
     {"4u", OK(UDP, 17), PATCH({L4, 0, 0}, {L4, 1, 0}), .name = "UDP from port 0"},
     {"4u", NO(L4_MALFORMED), PATCH({L4, 3, 0}), .name = "UDP to port 0"},
-    {"4u", NO(FRAG_TINY), PATCH({IP, 6, 0x20}, {L4, 3, 0}), .name = "UDP to port 0, fragment"},
     {"4u", NO(L4_MALFORMED), PATCH({L4, 5, 7}), .name = "UDP length 7"},
     {"6u", NO(L4_MALFORMED), PATCH({L4, 5, 0}), .name = "UDP length 0"},
     {"6u", NO(L4_MALFORMED), PATCH({L4, 5, 33}), .name = "UDP beyond the packet"},
@@ -216,119 +181,10 @@ static const struct row rows[] = {
 
 #define N_ROWS (sizeof rows / sizeof *rows)
 
-static uint8_t proto_of(const char *s)
-{
-    bool ip6 = strchr(s, '6');
-
-    return strpbrk(s, "tT") ? 6 : strchr(s, 'u') ? 17 : !strchr(s, 'i') ? 47 : ip6 ? 58 : 1;
-}
-
-static void build_ip(struct frame *f, const char *s, bool back)
-{
-    if (*s == '4')
-        frame_ip4(f, back ? b4 : a4, back ? a4 : b4, proto_of(s));
-    else
-        frame_ip6(f, back ? b6 : a6, back ? a6 : b6, proto_of(s));
-}
-
-static void build_ext(struct frame *f, char c)
-{
-    uint32_t off = f->len;
-
-    switch (c) {
-    case 'h':
-    case 'd':
-        frame_ext6(f, c == 'h' ? 0 : 60, 0);
-        break;
-    case 'R':
-        frame_ext6(f, 43, 0);
-        f->data[off + 2] = 2;
-        break;
-    case 'A': /* counts in 4 bytes: 16 of them */
-        frame_ext6(f, 51, 1);
-        f->data[off + 1] = 2;
-        break;
-    case 'm':
-        frame_ext6(f, 135, 1);
-        break;
-    default:
-        frame_frag6(f, c == 'L' ? 80 : 0, c == 'F', 1);
-    }
-}
-
-/* Whole layer 4 is a multiple of 8, as a first fragment's must be. */
-static void build_l4(struct frame *f, const char *s)
-{
-    bool payload = s[1] != 's';
-
-    switch (*s) {
-    case 't':
-        frame_tcp(f, 1000, 80, 0x01020304, 0x05060708, MOAT_TCP_ACK, 500);
-        frame_data(f, payload ? 28 : 0);
-        break;
-    case 'T':
-        frame_tcp(f, 1000, 80, 0x01020304, 0, MOAT_TCP_SYN, 500);
-        frame_wscale(f, 7);
-        frame_data(f, payload ? 24 : 0);
-        break;
-    case 'u':
-        frame_udp(f, 1000, 53);
-        frame_data(f, payload ? 24 : 0);
-        break;
-    case 'i':
-        frame_icmp(f, f->family == 4 ? 8 : 128, 0, 7);
-        frame_data(f, payload ? 24 : 0);
-        break;
-    default:
-        frame_data(f, 24);
-    }
-}
-
-static void build(struct frame *f, const char *s, bool back)
-{
-    static const uint8_t options[8] = {1, 1, 1, 1, 1, 1, 1, 1};
-
-    frame_eth(f, mac_b, mac_a);
-    for (; *s && *s != 'p' && *s != 's'; s++) {
-        if (*s == 'v' || *s == 'q') {
-            frame_vlan(f, *s == 'v' ? 0x8100 : 0x88a8, *s == 'v' ? 100 : 0x2000 | 200);
-        } else if (*s == 'a') {
-            frame_arp(f, 1, mac_a, a4, mac_b, b4);
-        } else if (*s == 'r') {
-            frame_rarp(f, mac_a);
-        } else if (*s == 'x') {
-            memcpy(f->data + f->type_off, "\x88\xcc", 2);
-        } else if (*s == '4' || *s == '6') {
-            build_ip(f, s, back);
-        } else if (*s == 'o') {
-            frame_bytes(f, options, sizeof options);
-            f->data[f->ip_off] += 2;
-            f->l4_off = f->len;
-        } else if (strchr("hdRAmFL0", *s)) {
-            build_ext(f, *s);
-        } else {
-            build_l4(f, s);
-        }
-    }
-    frame_end(f);
-    if (*s == 'p')
-        frame_data(f, 10);
-}
-
-static void patch(struct frame *f, const struct patch p[4])
-{
-    for (int i = 0; i < 4 && p[i].where; i++) {
-        const uint32_t base[] = {
-            [ETH] = 0, [IP] = f->ip_off, [EXT] = f->ip6_next_off, [L4] = f->l4_off};
-
-        f->data[base[p[i].where] + p[i].off] = p[i].value;
-    }
-}
-
 static void build_row(struct frame *f, const struct row *r)
 {
-    build(f, r->frame, false);
-    patch(f, r->patch);
+    frame_spell(f, r->frame, false);
+    frame_patch(f, r->patch);
 }
 
 static bool within(const struct moat_pkt *p, const uint8_t *at, unsigned n)
@@ -377,11 +233,13 @@ START_TEST(frames)
                   moat_reason_name(r->reason));
     ck_assert_msg(p.kind == r->kind, "%s: kind %d", r->name, p.kind);
     check_sound(&p);
+    if (r->reason != MOAT_R_VLAN)
+        ck_assert_uint_eq(p.ethertype, f.data[f.type_off] << 8 | f.data[f.type_off + 1]);
     if (r->reason)
         return;
     ck_assert_uint_eq(p.family, ip ? (unsigned)(*ip - '0') : MOAT_FAM_ARP);
     ck_assert_uint_eq(p.proto, r->proto);
-    ck_assert_uint_eq(p.frag, r->frag);
+    ck_assert_uint_eq(p.frag, 0);
     ck_assert_uint_eq(p.icmp_type, r->icmp_type);
     ck_assert_uint_eq(p.icmp_base, r->icmp_base);
     ck_assert_uint_eq(p.icmp_reply, r->icmp_reply);
@@ -490,7 +348,7 @@ START_TEST(tcp_fields)
     struct frame f;
     struct moat_pkt p;
 
-    build(&f, "4T", false);
+    frame_spell(&f, "4T", false);
     parse_copy(f.data, f.len, f.len, &p);
     ck_assert_uint_eq(p.tcp.seq, 0x01020304);
     ck_assert_uint_eq(p.tcp.len, 24);
@@ -501,17 +359,46 @@ START_TEST(tcp_fields)
     parse_copy(f.data, f.len, f.len, &p);
     ck_assert_uint_eq(p.tcp.wscale, 0);
 
-    build(&f, "6htp", false);
+    frame_spell(&f, "6htp", false);
     parse_copy(f.data, f.len - 20, f.len, &p); /* segmented behind the header */
     ck_assert_uint_eq(p.tcp.ack, 0x05060708);
     ck_assert_uint_eq(p.tcp.len, 28); /* without padding */
 
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) {
-        build(&f, "4T", false);
+        frame_spell(&f, "4T", false);
         f.data[f.l4_off + 12] = 7 << 4;
         memcpy(f.data + f.l4_off + 20, scales[i].option, 8);
         parse_copy(f.data, f.l4_off + 28, f.len, &p);
         ck_assert_msg(p.tcp.wscale == scales[i].wscale, "option %zu: %x", i, p.tcp.wscale);
+    }
+}
+END_TEST
+
+/* What the ethertype is, when it is known. */
+START_TEST(ethertypes)
+{
+    static const struct {
+        const char *frame;
+        uint16_t shown, type;
+        uint8_t n_tags, reason;
+    } table[] = {
+        {"x", 14, 0x88cc, 0, MOAT_R_L2_TYPE},       {"x", 13, 0, 0, MOAT_R_L2_SHORT},
+        {"vx", 18, 0x88cc, 1, MOAT_R_L2_TYPE},      {"vx", 17, 0, 0, MOAT_R_L2_SHORT},
+        {"qvx", 22, 0x88cc, 2, MOAT_R_L2_TYPE},     {"qvx", 21, 0, 1, MOAT_R_L2_SHORT},
+        {"qvv4t", 22, 0x8100, 2, MOAT_R_VLAN},      {"vvq4t", 60, 0x88a8, 2, MOAT_R_VLAN},
+        {"4t", 20, 0x0800, 0, MOAT_R_IP_MALFORMED}, {"v6t", 20, 0x86dd, 1, MOAT_R_IP_MALFORMED},
+        {"a", 20, 0x0806, 0, MOAT_R_L2_TYPE},
+    };
+
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        struct moat_pkt p;
+        struct frame f;
+
+        frame_spell(&f, table[i].frame, false);
+        parse_copy(f.data, table[i].shown, f.len, &p);
+        ck_assert_msg(p.ethertype == table[i].type, "%zu: %x", i, p.ethertype);
+        ck_assert_uint_eq(p.n_tags, table[i].n_tags);
+        ck_assert_uint_eq(p.reason, table[i].reason);
     }
 }
 END_TEST
@@ -521,7 +408,7 @@ START_TEST(casts)
     struct frame f;
     struct moat_pkt p;
 
-    build(&f, "4u", false);
+    frame_spell(&f, "4u", false);
     parse_copy(f.data, f.len, f.len, &p);
     ck_assert(p.cast == MOAT_UNICAST && !p.ip_multicast);
     memset(f.data, 0xff, 6);
@@ -535,7 +422,7 @@ START_TEST(casts)
     f.data[f.ip_off + 16] = 240;
     parse_copy(f.data, f.len, f.len, &p);
     ck_assert(!p.ip_multicast);
-    build(&f, "6u", false);
+    frame_spell(&f, "6u", false);
     f.data[f.ip_off + 24] = 0xff;
     parse_copy(f.data, f.len, f.len, &p);
     ck_assert(p.ip_multicast);
@@ -569,6 +456,9 @@ static const struct quote_row quotes[] = {
     {"6hi", "6hdRu", Q(UDP, 17), .type = 4, .name = "extensions"},
     {"6i", "6At", Q(TCP, 6), .type = 2, .name = "AH"},
     {"6i", "6mg", Q(IP_OTHER, 47), .type = 2, .name = "mobility"},
+    {"6i", "6Hg", Q(IP_OTHER, 139), .type = 2, PATCH({EXT, 0, 59}), .name = "HIP"},
+    {"6i", "6ddddddddt", Q(TCP, 6), .type = 1, .name = "eight quoted extensions"},
+    {"6i", "60u", Q(UDP, 17), .type = 1, .name = "atomic fragment"},
     {"6i", "6Fu", Q(UDP, 17), .type = 2, .name = "IPv6 first fragment"},
 
     {"4i", "4t", .type = 3, .bytes = 27, .name = "7 bytes of TCP"},
@@ -580,6 +470,10 @@ static const struct quote_row quotes[] = {
     {"6i", "4t", .type = 1, .name = "IPv4 in ICMPv6"},
     {"4i", "4t", .type = 3, PATCH({IP, 7, 1}), .name = "later fragment"},
     {"6i", "6Lt", .type = 1, .name = "IPv6 later fragment"},
+    {"6i", "60Ft", .type = 1, .name = "nested fragment"},
+    {"6i", "6dht", .type = 1, .name = "quoted hop-by-hop not first"},
+    {"6i", "6Rt", .type = 1, PATCH({EXT, 3, 1}), .name = "quoted routing, one left"},
+    {"6i", "6dddddddddt", .type = 1, .name = "nine quoted extensions"},
     {"4i", "4i", .type = 3, PATCH({L4, 0, 3}), .name = "an error"},
     {"4i", "4i", .type = 3, PATCH({L4, 0, 5}), .name = "a redirect"},
     {"6i", "6i", .type = 1, PATCH({L4, 0, 1}), .name = "an ICMPv6 error"},
@@ -599,10 +493,10 @@ static void build_quote(struct frame *f, const struct quote_row *r, bool padding
     struct frame in, outer;
     uint32_t n;
 
-    build(&in, r->inner, false);
-    patch(&in, r->patch);
+    frame_spell(&in, r->inner, false);
+    frame_patch(&in, r->patch);
     n = r->bytes ? r->bytes : in.len - in.ip_off;
-    build(&outer, r->outer, true);
+    frame_spell(&outer, r->outer, true);
     *f = outer;
     f->len = f->l4_off + 8;
     f->data[f->l4_off] = r->type;
@@ -632,8 +526,8 @@ START_TEST(quoted)
     ck_assert_uint_eq(q.kind, r->kind);
     ck_assert_uint_eq(q.proto, r->proto);
     ck_assert_uint_eq(q.vlan, *r->outer == 'v' ? 100 : 0);
-    ck_assert_mem_eq(q.src, q.family == 6 ? a6 : a4, q.family == 6 ? 16 : 4);
-    ck_assert_mem_eq(q.dst, q.family == 6 ? b6 : b4, q.family == 6 ? 16 : 4);
+    ck_assert_mem_eq(q.src, q.family == 6 ? letters_a6 : letters_a4, q.family == 6 ? 16 : 4);
+    ck_assert_mem_eq(q.dst, q.family == 6 ? letters_b6 : letters_b4, q.family == 6 ? 16 : 4);
     if (q.kind == MOAT_PKT_TCP || q.kind == MOAT_PKT_UDP) {
         ck_assert_uint_eq(q.sport, 1000);
         ck_assert_uint_eq(q.dport, q.kind == MOAT_PKT_TCP ? 80 : 53);
@@ -676,16 +570,16 @@ START_TEST(flows)
             struct moat_pkt p;
             struct frame f;
 
-            build(&f, table[i].frame, false);
+            frame_spell(&f, table[i].frame, false);
             p.data = f.data;
             p.len = p.total = f.len;
             moat_parse(&p);
             memset(&flow, 0xee, sizeof flow);
             moat_pkt_flow(&p, (enum moat_dir)dir, &flow);
-            memcpy(dir == MOAT_FROM_VM ? want.local : want.remote, want.family == 6 ? a6 : a4,
-                   want.family == 6 ? 16 : 4);
-            memcpy(dir == MOAT_FROM_VM ? want.remote : want.local, want.family == 6 ? b6 : b4,
-                   want.family == 6 ? 16 : 4);
+            memcpy(dir == MOAT_FROM_VM ? want.local : want.remote,
+                   want.family == 6 ? letters_a6 : letters_a4, want.family == 6 ? 16 : 4);
+            memcpy(dir == MOAT_FROM_VM ? want.remote : want.local,
+                   want.family == 6 ? letters_b6 : letters_b4, want.family == 6 ? 16 : 4);
             ck_assert_mem_eq(&flow, &want, sizeof flow);
         }
     }
@@ -704,6 +598,7 @@ int main(void)
     tcase_add_test(tc, truncated_frames);
     tcase_add_test(tc, random_frames);
     tcase_add_test(tc, tcp_fields);
+    tcase_add_test(tc, ethertypes);
     tcase_add_test(tc, casts);
     tcase_add_loop_test(tc, quoted, 0, (int)(sizeof quotes / sizeof *quotes));
     tcase_add_test(tc, flows);

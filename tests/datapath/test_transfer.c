@@ -57,8 +57,8 @@ static void open_flows(struct rig *r)
     for (uint16_t i = 0; i < N_FLOWS; i++) {
         if (i % 3) {
             ck_assert(push(r, 1, MOAT_TO_VM, tcp(0, 1, 1000 + i, 80, 100, 0, MOAT_TCP_SYN, 0)));
-            ck_assert(push(r, 1, MOAT_FROM_VM, tcp(1, 0, 80, 1000 + i, 500, 101,
-                                                   MOAT_TCP_SYN | MOAT_TCP_ACK, 0)));
+            ck_assert(push(r, 1, MOAT_FROM_VM,
+                           tcp(1, 0, 80, 1000 + i, 500, 101, MOAT_TCP_SYN | MOAT_TCP_ACK, 0)));
             ck_assert(push(r, 1, MOAT_TO_VM, tcp(0, 1, 1000 + i, 80, 101, 501, MOAT_TCP_ACK, 0)));
         } else {
             ck_assert(push(r, 1, MOAT_TO_VM, udp6(0, 1, 1000 + i, 53)));
@@ -129,8 +129,8 @@ START_TEST(sessions_go_on_elsewhere)
     for (uint16_t i = 0; i < N_FLOWS; i++) {
         if (i % 3) { /* the first packet after the move goes either way */
             if (i % 2)
-                ck_assert(push(&b, 1, MOAT_FROM_VM,
-                               tcp(1, 0, 80, 1000 + i, 501, 101, MOAT_TCP_ACK, 10)));
+                ck_assert(
+                    push(&b, 1, MOAT_FROM_VM, tcp(1, 0, 80, 1000 + i, 501, 101, MOAT_TCP_ACK, 10)));
             ck_assert(push(&b, 1, MOAT_TO_VM, tcp(0, 1, 1000 + i, 80, 101, 501, MOAT_TCP_ACK, 7)));
         } else {
             ck_assert(push(&b, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1000 + i)));
@@ -241,6 +241,81 @@ START_TEST(another_policy_judges_again)
 }
 END_TEST
 
+/* The policy changed at the source, and a session has not met it yet: the same policy at the
+ * destination must judge it, though it is "the same". */
+START_TEST(what_was_not_judged_again_yet_is_judged_there)
+{
+    static const char stricter[] = "policy \"t\" version 1\nservice s = udp 53\n"
+                                   "tier main { allow from vm \"a\" to vm \"b\" service s }\n"
+                                   "default drop\n";
+    struct moat_ctl_import_reply reply;
+    struct rig a, b;
+    uint8_t *frames;
+    size_t len;
+
+    rig_start(&a, NULL, policy);
+    rig_start(&b, NULL, stricter);
+    open_flows(&a);
+    rig_publish(&a, 1, stricter);
+    ck_assert(push(&a, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1000))); /* this one met it */
+    dump(&a, 0, &frames, &len);
+    set_state(&b, MOAT_SLOT_ARRIVING);
+    ck_assert_int_eq(import(&b, N_FLOWS, frames, len, true, &reply), 0);
+    set_state(&b, MOAT_SLOT_ACTIVE);
+    ck_assert(push(&b, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1000)));
+    ck_assert_uint_eq(rig_counter(&b, 1, MOAT_C_SESSIONS_REJUDGED), 0);
+    ck_assert(push(&b, 1, MOAT_FROM_VM, udp6(1, 0, 53, 1003)));
+    ck_assert(!push(&b, 1, MOAT_FROM_VM, tcp(1, 0, 80, 1001, 501, 101, MOAT_TCP_ACK, 10)));
+    ck_assert_uint_eq(rig_counter(&b, 1, MOAT_C_SESSIONS_REJUDGED), 2);
+    free(frames);
+    rig_destroy(&a);
+    rig_destroy(&b);
+}
+END_TEST
+
+/* A query that was answered by an error ends sooner, there too. */
+START_TEST(an_error_that_came_back_is_remembered)
+{
+    static const char ping[] =
+        "policy \"t\" version 1\ntier main { allow from vm \"b\" to vm \"a\" "
+        "service icmp echo-request }\ndefault drop\n";
+    struct moat_ctl_import_reply reply;
+    struct rig a, b;
+    struct frame request, answer, error;
+    uint8_t *frames;
+    size_t len;
+
+    rig_start(&a, NULL, ping);
+    rig_start(&b, NULL, ping);
+    frame_eth(&request, rig_mac[0], rig_mac[1]);
+    frame_ip4(&request, rig_ip4[1], rig_ip4[0], 1);
+    frame_icmp(&request, 8, 0, 7);
+    frame_end(&request);
+    frame_eth(&answer, rig_mac[1], rig_mac[0]);
+    frame_ip4(&answer, rig_ip4[0], rig_ip4[1], 1);
+    frame_icmp(&answer, 0, 0, 7);
+    frame_end(&answer);
+    frame_eth(&error, rig_mac[1], rig_mac[0]);
+    frame_ip4(&error, rig_ip4[0], rig_ip4[1], 1);
+    frame_icmp(&error, 11, 0, 0);
+    frame_bytes(&error, request.data + request.ip_off, 28);
+    frame_end(&error);
+    ck_assert(push(&a, 1, MOAT_FROM_VM, request));
+    if (_i)
+        ck_assert(push(&a, 1, MOAT_TO_VM, error));
+    dump(&a, 0, &frames, &len);
+    set_state(&b, MOAT_SLOT_ARRIVING);
+    ck_assert_int_eq(import(&b, 1, frames, len, true, &reply), 0);
+    ck_assert_uint_eq(reply.accepted, 1);
+    set_state(&b, MOAT_SLOT_ACTIVE);
+    rig_clock_ms += 12000; /* icmp-error 10 s, icmp 20 s */
+    ck_assert(push(&b, 1, MOAT_TO_VM, answer) == !_i);
+    free(frames);
+    rig_destroy(&a);
+    rig_destroy(&b);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("transfer");
@@ -253,6 +328,8 @@ int main(void)
     tcase_add_test(tc, rounds_send_what_has_changed_and_the_later_record_wins);
     tcase_add_test(tc, damaged_records_are_refused);
     tcase_add_test(tc, another_policy_judges_again);
+    tcase_add_test(tc, what_was_not_judged_again_yet_is_judged_there);
+    tcase_add_loop_test(tc, an_error_that_came_back_is_remembered, 0, 2);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);

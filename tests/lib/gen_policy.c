@@ -172,6 +172,7 @@ static void gen_vm(struct moat_gen *g, unsigned i)
         labels[s.n_labels++] = (struct moat_label){"role", roles[below(g, N(roles))]};
     if (one_in(g, 2))
         labels[s.n_labels++] = (struct moat_label){"env", envs[below(g, N(envs))]};
+    s.quarantine = g->quarantined[i] = one_in(g, 8);
     moat_inventory_add_vm(g->inv, &s);
 }
 
@@ -442,7 +443,8 @@ static void gen_text(struct moat_gen *g)
         t.n_groups = 0;
         PUT(&t, "settings for ");
         put_expr(&t, true);
-        PUT(&t, " { tcp loose; hold %ums }\n", below(g, 3000));
+        PUT(&t, " { tcp loose; hold %ums; timer %s %us }\n", below(g, 3000),
+            moat_timer_name(below(g, MOAT_N_TIMERS)), 1 + below(g, 9000));
         t.n_groups = had;
     }
     g->text = t.p;

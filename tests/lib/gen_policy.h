@@ -28,6 +28,7 @@ struct moat_gen {
     struct moat_inventory *inv;
     char *text;                 /* of the policy; NULL: no policy */
     struct moat_policy *policy; /* NULL: no policy, or the text does not parse (a bug) */
+    bool quarantined[8];        /* by VM: an operator says so, whatever the policy says */
 
     /* What packets are made of. */
     struct moat_addr addrs[MOAT_GEN_POOL];

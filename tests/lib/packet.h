@@ -19,7 +19,7 @@
 struct frame {
     uint8_t data[2048];
     uint32_t len;
-    uint32_t type_off; /* of the last ethertype or tag */
+    uint32_t type_off;             /* of the last ethertype or tag */
     uint32_t ip_off, ip6_next_off; /* IPv6: where the next "next header" goes */
     uint32_t l4_off;
     uint8_t family, proto;

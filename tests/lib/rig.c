@@ -23,6 +23,43 @@ static uint64_t now_ms(void)
     return __atomic_load_n(&rig_clock_ms, __ATOMIC_RELAXED);
 }
 
+struct rig_injected rig_injected[RIG_INJECTED];
+unsigned rig_n_injected;
+
+void rig_forget(void)
+{
+    rig_n_injected = 0;
+}
+
+static void inject(struct moat_port *port, enum moat_dir dir, const uint8_t *frame, uint32_t len)
+{
+    unsigned i = __atomic_fetch_add(&rig_n_injected, 1, __ATOMIC_RELAXED);
+
+    ck_assert_uint_le(len, sizeof rig_injected->frame);
+    if (i >= RIG_INJECTED)
+        return;
+    rig_injected[i].port = port;
+    rig_injected[i].dir = dir;
+    rig_injected[i].len = len;
+    memcpy(rig_injected[i].frame, frame, len);
+}
+
+void rig_pass_time(struct rig *r, uint64_t ms)
+{
+    for (; ms; ms -= ms < 50 ? ms : 50) {
+        __atomic_fetch_add(&rig_clock_ms, ms < 50 ? ms : 50, __ATOMIC_RELAXED);
+        moat_engine_turn(r->e);
+    }
+}
+
+bool rig_event(struct rig *r, enum moat_event_type type, struct moat_event *ev)
+{
+    while (moat_event_take(&r->e->events, ev))
+        if (ev->type == type)
+            return true;
+    return false;
+}
+
 static void path_of(unsigned slot, char *buf, size_t size)
 {
     snprintf(buf, size, "/run/test/%s.sock", rig_vnic[slot]);
@@ -63,17 +100,19 @@ static struct moat_inventory *make_inventory(void)
     return inv;
 }
 
-void rig_create(struct rig *r, const char *mapping)
+void rig_create_sized(struct rig *r, const char *mapping, uint32_t n_sessions)
 {
     static const uint64_t seed[4] = {11, 22, 33, 44};
     struct moat_engine_conf conf = {.mapping = mapping,
                                     .n_slots = RIG_SLOTS + 1,
-                                    .n_sessions = 4096,
+                                    .n_sessions = n_sessions,
                                     .now_ms = now_ms,
-                                    .seed = seed};
+                                    .seed = seed,
+                                    .inject = inject};
     char err[256] = "";
 
     memset(r, 0, sizeof *r);
+    rig_forget();
     r->e = moat_engine_create(&conf, err, sizeof err);
     ck_assert_msg(r->e != NULL, "%s", err);
     r->inv = make_inventory();
@@ -86,6 +125,11 @@ void rig_create(struct rig *r, const char *mapping)
         moat_port_connected(r->port[i], true);
         moat_port_started(r->port[i]);
     }
+}
+
+void rig_create(struct rig *r, const char *mapping)
+{
+    rig_create_sized(r, mapping, 4096);
 }
 
 void rig_destroy(struct rig *r)
@@ -115,6 +159,16 @@ void rig_claim(struct rig *r, unsigned slot, enum moat_slot_state state)
     char err[256] = "";
 
     rig_conf(slot, state, &c);
+    ck_assert_msg(!moat_slot_claim(r->e, &c, err, sizeof err), "%s", err);
+}
+
+void rig_settings(struct rig *r, unsigned slot, const struct moat_settings *settings)
+{
+    struct moat_slot_conf c;
+    char err[256] = "";
+
+    rig_conf(slot, MOAT_SLOT_ACTIVE, &c);
+    c.settings = *settings;
     ck_assert_msg(!moat_slot_claim(r->e, &c, err, sizeof err), "%s", err);
 }
 

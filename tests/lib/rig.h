@@ -37,11 +37,15 @@ extern const uint8_t rig_ip6[RIG_SLOTS][16];
 
 /* mapping NULL: private memory.  Ports are registered and running, no slot is claimed. */
 void rig_create(struct rig *, const char *mapping);
+void rig_create_sized(struct rig *, const char *mapping, uint32_t n_sessions);
 void rig_destroy(struct rig *);
 
 /* The slot's configuration as the agent would send it. */
 void rig_conf(unsigned slot, enum moat_slot_state, struct moat_slot_conf *);
 void rig_claim(struct rig *, unsigned slot, enum moat_slot_state);
+
+/* Claims again, with other settings. */
+void rig_settings(struct rig *, unsigned slot, const struct moat_settings *);
 
 /* Compiles for the slot and publishes.  Each call is a new generation. */
 void rig_publish(struct rig *, unsigned slot, const char *policy);
@@ -55,6 +59,24 @@ bool rig_push(struct rig *, unsigned slot, enum moat_dir, const uint8_t *frame, 
 
 /* The same through two slots, as between VMs of one host. */
 bool rig_between(struct rig *, unsigned from, unsigned to, const uint8_t *frame, uint32_t len);
+
+/* What the core has injected (answers, released fragments) since the last call of rig_forget(). */
+struct rig_injected {
+    struct moat_port *port;
+    enum moat_dir dir;
+    uint32_t len;
+    uint8_t frame[2048];
+};
+#define RIG_INJECTED 16
+extern struct rig_injected rig_injected[RIG_INJECTED];
+extern unsigned rig_n_injected; /* may be more than are kept */
+void rig_forget(void);
+
+/* Time passes, and the engine has its turns meanwhile, each 50 ms. */
+void rig_pass_time(struct rig *, uint64_t ms);
+
+/* The next event of this type, dropping all before it.  False: there is none. */
+bool rig_event(struct rig *, enum moat_event_type, struct moat_event *);
 
 uint64_t rig_counter(struct rig *, unsigned slot, unsigned counter);
 

@@ -114,6 +114,45 @@ START_TEST(digests)
 }
 END_TEST
 
+/* A VM may have a policy that comes to the base tier and a default of drop.  Putting it in
+ * quarantine then judges no packet otherwise, but must be seen as a change. */
+START_TEST(quarantine_has_its_own_digest)
+{
+    struct moat_inventory *free_vms = shop(), *inv = shop_quarantining(WEB1);
+    static const char *const texts[] = {
+        P "tier a {\n allow from vm \"web1\" to addresses 10.0.0.0/8 except any\n}\n",
+        P "tier a {\n allow from any to any\n}\ndefault allow log\n",
+        P "tier a {\n allow from any to any\n}\ntier base {\n}\n",
+    };
+
+    for (unsigned i = 0; i < 3; i++) {
+        struct blob was = compile(texts[i], free_vms, WEB1, 1);
+        struct blob is = compile(texts[i], inv, WEB1, 1);
+        struct blob other = compile(texts[i], inv, WEB2, 1);
+        ck_assert_int_ne(memcmp(was.head->digest, is.head->digest, 16), 0);
+        ck_assert_uint_eq(is.body->default_action, MOAT_DROP);
+        ck_assert_uint_eq(is.body->default_flags, 0);
+        for (unsigned k = 0; k < is.body->n_rules; k++)
+            ck_assert_uint_eq(is.rules[k].tier, 1); /* base */
+        if (i == 0) {                               /* nothing else tells them apart */
+            ck_assert_uint_eq(was.body->n_rules, is.body->n_rules);
+            ck_assert_uint_eq(was.body->default_action, MOAT_DROP);
+        }
+        if (i == 2)
+            ck_assert_uint_eq(is.body->n_rules, 0);
+        /* Other VMs are not concerned. */
+        struct blob before = compile(texts[i], free_vms, WEB2, 1);
+        ck_assert_mem_eq(before.head->digest, other.head->digest, 16);
+        free(before.p);
+        free(was.p);
+        free(is.p);
+        free(other.p);
+    }
+    moat_inventory_destroy(free_vms);
+    moat_inventory_destroy(inv);
+}
+END_TEST
+
 START_TEST(too_large)
 {
     struct moat_inventory *inv = shop();
@@ -307,6 +346,7 @@ TCase *emit_tests(void)
     tcase_set_timeout(tc, 600);
     tcase_add_test(tc, shape);
     tcase_add_test(tc, digests);
+    tcase_add_test(tc, quarantine_has_its_own_digest);
     tcase_add_test(tc, too_large);
     tcase_add_test(tc, too_intricate);
     tcase_add_test(tc, no_blow_up);

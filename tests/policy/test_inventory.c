@@ -61,7 +61,7 @@ START_TEST(refusals)
     ck_assert_int_eq(NET(.name = "n", .gateways = &prefix, .n_gateways = 1000), -E2BIG);
     ck_assert_int_eq(NET(.name = "n"), 2);
 
-#define VM(...) moat_inventory_add_vm(inv, &(struct moat_vm_spec){__VA_ARGS__})
+#define VM(...) moat_inventory_add_vm(inv, &(struct moat_vm_spec){__VA_ARGS__, .quarantine = false})
     ck_assert_int_eq(VM(UUID, "x", NULL, 0), -EEXIST);
     ck_assert_int_eq(VM("6C9F0C1E-0000-4000-8000-000000000000", "x", NULL, 0), -EEXIST);
     ck_assert_int_eq(VM("x", "x", NULL, 0), -EINVAL);

@@ -39,7 +39,7 @@ size_t addr_list(const char *text, struct moat_addr *out, size_t max)
     return n;
 }
 
-struct moat_inventory *shop(void)
+struct moat_inventory *shop_quarantining(int who)
 {
     static const struct {
         const char *name, *label[4], *network, *addrs;
@@ -76,8 +76,9 @@ struct moat_inventory *shop(void)
                                        {vms[i].label[2], vms[i].label[3]}};
         snprintf(uuid, sizeof uuid, "6c9f0c1e-0000-4000-8000-00000000000%u", i);
         ck_assert_int_eq(
-            moat_inventory_add_vm(
-                inv, &(struct moat_vm_spec){uuid, vms[i].name, labels, vms[i].label[0] ? 2 : 0}),
+            moat_inventory_add_vm(inv, &(struct moat_vm_spec){uuid, vms[i].name, labels,
+                                                              vms[i].label[0] ? 2 : 0,
+                                                              .quarantine = (int)i == who}),
             (int)i);
         ck_assert_int_eq(
             moat_inventory_add_vnic(
@@ -93,6 +94,11 @@ struct moat_inventory *shop(void)
             (int)i);
     }
     return inv;
+}
+
+struct moat_inventory *shop(void)
+{
+    return shop_quarantining(-1);
 }
 
 struct moat_flow flow(const char *dir, const char *local, const char *remote, unsigned proto,

@@ -34,6 +34,7 @@ size_t addr_list(const char *text, struct moat_addr *out, size_t max);
  * Network blue has 10.0.0.0/24 and 2001:db8::/64, gateway 10.0.0.1, router
  * fe80::1, DHCP 10.0.0.2, metadata 169.254.169.254.  Network red has nothing. */
 struct moat_inventory *shop(void);
+struct moat_inventory *shop_quarantining(int vm); /* by an operator; -1: none */
 enum { WEB1, WEB2, DB, LONE, RED };
 
 /* A flow in words: "to 10.0.0.10 from 10.0.0.11 tcp 1024 80" (dir, local, remote,

@@ -108,26 +108,35 @@ policy() {
 
 # --- a machine outside ---
 
-# outside_start HOST ADDRESS: a machine on the wire that is no VM, called "outside": a network
+# outside_start HOST ADDRESS[,ADDRESS6]: a machine on the wire that is no VM, called "outside": a network
 # namespace behind a DPDK port of that host's bridge. No slot judges what it sends or gets,
 # and it outlives the switch. The worker of guests runs in it: guest_cmd outside ...
 outside_start() {
-    local host=$1 addr=$2 ns=$TESTBED_ID-outside dir
+    local host=$1 addr=${2%,*} addr6='' ns=$TESTBED_ID-outside dir
+    [[ $2 != *,* ]] || addr6=${2#*,}
     dir=$(guest_dir outside)/$host
     mkdir -p "$dir"
     printf '%s\n' "$host" >"$(guest_dir outside)/host"
     printf '%s\n' "$addr" >"$(guest_dir outside)/addr"
+    printf '%s\n' "$addr6" >"$(guest_dir outside)/addr6"
     printf '02:00:00:00:00:%02x\n' "${addr##*.}" >"$(guest_dir outside)/mac"
     netns_add "$ns"
     ip -n "$(host_ns "$host")" link add to-outside type veth peer name eth0 netns "$ns"
     ip -n "$ns" link set eth0 address "$(moat_mac outside)"
     ip -n "$ns" addr add "$addr/24" dev eth0
+    if [ -n "$addr6" ]; then
+        ip netns exec "$ns" sh -c 'echo 0 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6'
+        ip -n "$ns" addr add "$addr6/64" dev eth0 nodad
+    fi
     ip -n "$ns" link set eth0 up
     host_wire "$host" outside
-    gcc -O2 -o "$TESTBED_DIR/bin/agent" "$testbed_lib/guest/agent.c"
-    testbed_spawn guest-outside "$dir/agent.out" ip netns exec "$ns" "$TESTBED_DIR/bin/agent" "unix:$dir/cmd.sock"
+    guest_programs "$TESTBED_DIR/bin"
+    testbed_spawn guest-outside "$dir/agent.out" ip netns exec "$ns" env "PATH=$TESTBED_DIR/bin:$PATH" agent "unix:$dir/cmd.sock"
     WAIT_LOG=$dir/agent.out wait_for 10 "the machine outside" guest_cmd outside hello
 }
+
+# traffic NAME COMMAND...: what scripts/testbed/guest/traffic.c has to say of one thing there.
+traffic() { guest_cmd "$1" shell "traffic ${*:2} 2>&1"; }
 
 # neighbours NAME OTHER...: NAME knows the others' MAC addresses without asking: what it sends
 # to them is on the wire whatever happens to ARP.

@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Something to talk to on a control socket: the answers of an engine with three
- * slots, written down.  Serves one client after the other until it is killed.
+ * slots, written down.  Serves clients until it is killed.
  *
  *   canned_engine SOCKET [GENERATION [MODE]]
  *
  * GENERATION is that of its rulesets.  MODE: "hostile" fills names with control
  * characters and leaves out NULs, "short" cuts every answer but HELLO, "silent"
- * answers HELLO only, "refuse" refuses all but HELLO. */
+ * answers HELLO only, "refuse" refuses all but HELLO, "gone" hangs up behind the packets of a
+ * trace.  The first request of a trace is written to SOCKET.asked as text. */
 
 #include <errno.h>
-#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -24,7 +27,7 @@
 #include "moat/session.h"
 
 static uint64_t generation;
-static const char *mode = "";
+static const char *mode = "", *sock_path;
 
 static uint8_t body[MOAT_CTL_MAX - sizeof(struct moat_ctl_head)];
 static size_t len;
@@ -78,6 +81,35 @@ static const struct {
 
 #define N_SLOTS (sizeof slots / sizeof *slots)
 
+/* Nothing as it is by default. */
+static void enroll(struct moat_slot_info *s)
+{
+    struct moat_settings *t = &s->conf.settings;
+
+    s->state = MOAT_SLOT_ENROLLING;
+    s->enroll_left_s = 431;
+    s->half_open = 5;
+    s->n_learnt = 1;
+    s->learnt[0] = (struct moat_addr){.family = 4, .plen = 32, .addr = {10, 0, 0, 77}};
+    t->spoof = MOAT_SPOOF_LEARN;
+    t->vlan = MOAT_VLAN_INSPECT;
+    t->tcp_loose = 1;
+    t->ra_guard = t->dhcp_guard = t->transfer_sessions = 0;
+    t->n_ethertypes = 2;
+    t->ethertypes[0] = 0x88cc;
+    t->ethertypes[1] = 0x88f7;
+    t->pickup_s = 9;
+    t->hold_ms = 8;
+    t->enroll_s = 600;
+    t->max_sessions = 1;
+    t->max_half_open = 2;
+    t->max_new = 3;
+    t->max_fragments = 4;
+    t->max_logs = 5;
+    t->timers[MOAT_T_TCP_ESTABLISHED] = 7200;
+    t->timers[MOAT_T_ICMP] = moat_timer_default(MOAT_T_ICMP);
+}
+
 /* One slot per answer: the client must go on. */
 static void slot_list(uint32_t first)
 {
@@ -99,6 +131,12 @@ static void slot_list(uint32_t first)
     s.conf.addrs[1] = (struct moat_addr){.family = 6, .plen = 64, .addr = {0xfd}};
     s.conf.epoch = 3;
     s.state = strcmp(mode, "hostile") ? slots[first].state : 200;
+    if (!strcmp(mode, "enrolling") && first == 0)
+        enroll(&s);
+    if (!strcmp(mode, "hostile")) {
+        s.n_learnt = s.conf.settings.n_ethertypes = 255;
+        s.conf.settings.spoof = MOAT_SPOOF_LEARN;
+    }
     s.running = slots[first].running;
     s.has_port = 1;
     s.has_ruleset = s.state != MOAT_SLOT_BLOCKED;
@@ -224,7 +262,7 @@ static void send_reply(int fd, uint16_t type, uint32_t xid, int32_t status)
     head.len = (uint32_t)len;
     memcpy(packet, &head, sizeof head);
     memcpy(packet + sizeof head, body, len);
-    if (send(fd, packet, sizeof head + len, MSG_NOSIGNAL) < 0)
+    if (send(fd, packet, sizeof head + len, MSG_NOSIGNAL) < 0 && errno != EPIPE)
         perror("canned_engine: send");
 }
 
@@ -259,6 +297,126 @@ static void send_events(int fd)
     send_reply(fd, MOAT_CTL_EVENT, 0, 0);
 }
 
+/* --- traces --- */
+
+static const struct moat_traced packets[] = {
+    {.seq = 1,
+     .time_us = 1700000000000001,
+     .frame_len = 74,
+     .cap_len = 14,
+     .rule = 1,
+     .verdict = MOAT_ALLOW,
+     .by = MOAT_BY_RULE,
+     .slot_state = MOAT_SLOT_ACTIVE,
+     .tcp_flags = 0x02,
+     .has_session = 1,
+     .session_dir = MOAT_TO_VM,
+     .side_state = {0, 1},
+     .packets = {0, 1},
+     .bytes = {0, 74},
+     .flow = {MOAT_TO_VM, 4, 6, 0, 40000, 5432, {10, 0, 0, 6}, {10, 0, 0, 5}}},
+    {.seq = 2,
+     .time_us = 1700000000000002,
+     .frame_len = 1500,
+     .cap_len = 14,
+     .rule = 1,
+     .verdict = MOAT_DROP,
+     .reason = MOAT_R_TCP_WINDOW,
+     .by = MOAT_BY_SESSION,
+     .slot_state = MOAT_SLOT_ACTIVE,
+     .tcp_flags = 0x18,
+     .has_session = 1,
+     .session_dir = MOAT_TO_VM,
+     .session_flags = MOAT_SES_F_REPLIED,
+     .side_state = {2, 2},
+     .age_s = 125,
+     .packets = {10, 12},
+     .bytes = {1000, 123456},
+     .flow = {MOAT_FROM_VM, 4, 6, 0, 5432, 40000, {10, 0, 0, 6}, {10, 0, 0, 5}}},
+    /* three are lost */
+    {.seq = 6,
+     .time_us = 1700000000000003,
+     .frame_len = 62,
+     .cap_len = 14,
+     .verdict = MOAT_REJECT,
+     .reason = MOAT_R_DEFAULT,
+     .by = MOAT_BY_RULE,
+     .slot_state = MOAT_SLOT_ACTIVE,
+     .vlan = 7,
+     .flow = {MOAT_FROM_VM, 6, 17, 0, 5353, 53, {0xfd, [15] = 6}, {0xfd, [15] = 1}}},
+    {.seq = 7,
+     .time_us = 1700000000000004,
+     .frame_len = 60,
+     .cap_len = 14,
+     .rule = 3,
+     .verdict = MOAT_ALLOW,
+     .reason = MOAT_R_RULE,
+     .by = MOAT_BY_ENROLLING,
+     .slot_state = MOAT_SLOT_ENROLLING,
+     .flow = {MOAT_TO_VM, 4, 1, 0, 0, 8, {10, 0, 0, 6}, {10, 0, 0, 5}}},
+    {.seq = 8,
+     .time_us = 1700000000000005,
+     .frame_len = 9,
+     .cap_len = 9,
+     .verdict = MOAT_DROP,
+     .reason = MOAT_R_L2_SHORT,
+     .by = MOAT_BY_CHECK,
+     .slot_state = MOAT_SLOT_ACTIVE,
+     .flow = {.dir = MOAT_FROM_VM}},
+    {.seq = 9,
+     .time_us = 1700000000000006,
+     .frame_len = 42,
+     .cap_len = 14,
+     .rule = 2,
+     .verdict = MOAT_ALLOW,
+     .by = MOAT_BY_RULE,
+     .slot_state = MOAT_SLOT_ACTIVE,
+     .flow = {MOAT_TO_VM, MOAT_FAM_ARP, 0, 0, 0, 0, {10, 0, 0, 6}, {10, 0, 0, 5}}},
+};
+
+static void note_trace(const char *sock, const struct moat_ctl_trace *ask)
+{
+    char path[256];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s.asked", sock);
+    f = fopen(path, "a");
+    if (f) {
+        fprintf(f, "%.*s %u %u %u\n", MOAT_ID_MAX, ask->vnic, ask->n_insns, ask->snaplen,
+                ask->which);
+        fclose(f);
+    }
+}
+
+/* All packets, whatever was asked for; as an engine would, not longer than snaplen. */
+static void send_traced(int fd, const struct moat_ctl_trace *ask)
+{
+    static const uint8_t frame[14] = {0x52, 0, 0, 0, 0, 1, 0x52, 0, 0, 0, 0, 2, 0x88, 0xb5};
+
+    for (size_t i = 0; i < sizeof packets / sizeof *packets; i++) {
+        struct moat_traced t = packets[i];
+
+        t.cap_len = t.cap_len < ask->snaplen ? t.cap_len : ask->snaplen;
+        t.generation = generation;
+        if (!strcmp(mode, "hostile")) {
+            memset(&t.flow, 0xff, sizeof t.flow);
+            memset(&t.verdict, 0xff,
+                   offsetof(struct moat_traced, age_s) - offsetof(struct moat_traced, verdict));
+            t.age_s = UINT32_MAX;
+            t.time_us = UINT64_MAX;
+            t.frame_len = UINT32_MAX;
+            memset(t.packets, 0xff, sizeof t.packets);
+        }
+        name(t.vnic, sizeof t.vnic, i == 3 ? "web-0" : "db-0");
+        len = 0;
+        put(&t, sizeof t);
+        put(frame, t.cap_len);
+        send_reply(fd, MOAT_CTL_TRACED, 0, 0);
+    }
+    if (!strcmp(mode, "gone"))
+        exit(0);
+}
+
 static void refuse(int fd, const struct moat_ctl_head *head, int status, const char *why)
 {
     len = 0;
@@ -270,6 +428,7 @@ static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask,
 {
     struct moat_ctl_list list = {0};
     struct moat_ctl_sessions ses = {.cursor = 0};
+    struct moat_ctl_trace trace = {.which = 0};
 
     len = 0;
     if (head->type != MOAT_CTL_HELLO && !strcmp(mode, "silent"))
@@ -299,6 +458,10 @@ static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask,
     case MOAT_CTL_RULE_HITS:
         rule_hits();
         break;
+    case MOAT_CTL_TRACE:
+        memcpy(&trace, ask, n < sizeof trace ? n : sizeof trace);
+        note_trace(sock_path, &trace);
+        break;
     case MOAT_CTL_FLUSH:
     case MOAT_CTL_SUBSCRIBE:
         break;
@@ -309,6 +472,8 @@ static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask,
     send_reply(fd, head->type | MOAT_CTL_REPLY, head->xid, 0);
     if (head->type == MOAT_CTL_SUBSCRIBE)
         send_events(fd);
+    if (head->type == MOAT_CTL_TRACE)
+        send_traced(fd, &trace);
 }
 
 static void serve(int fd)
@@ -337,6 +502,8 @@ int main(int argc, char **argv)
     generation = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     mode = argc > 3 ? argv[3] : "";
     strcpy(sun.sun_path, argv[1]);
+    sock_path = argv[1];
+    signal(SIGCHLD, SIG_IGN);
     unlink(argv[1]);
     if (s < 0 || bind(s, (struct sockaddr *)&sun, sizeof sun) || listen(s, 8)) {
         perror("canned_engine");
@@ -345,7 +512,12 @@ int main(int argc, char **argv)
     for (;;) {
         int fd = accept(s, NULL, NULL);
 
-        if (fd >= 0)
+        /* One process for each client: some have several connections. */
+        if (fd >= 0 && !fork()) {
+            prctl(PR_SET_PDEATHSIG, SIGTERM);
             serve(fd);
+            exit(0);
+        }
+        close(fd);
     }
 }

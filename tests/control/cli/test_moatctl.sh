@@ -109,7 +109,7 @@ test_help() {
     local family
     golden help.txt --help
     golden help.txt help
-    for family in status host network vm slot session rule event policy migration; do
+    for family in status host network vm slot session rule event policy migration trace capture replay; do
         golden "help-$family.txt" help "$family"
         ok "$family" --help
     done
@@ -152,7 +152,9 @@ test_docs() {
         checks=$((checks + 2))
         grep -q "^$command" <<<"$manual" || { : >out; fail "not in the manual: $command"; }
         word=${command##* }
-        complete_words ${command% *} "" | grep -qx -- "$word" || [ "$command" = status ] || { : >out; fail "not completed: $command"; }
+        # shellcheck disable=SC2046
+        complete_words $([ "$word" = "$command" ] || echo "${command% *}") "" | grep -qx -- "$word" ||
+            { : >out; fail "not completed: $command"; }
     done <commands
     for command in $(sed 's/^/help /' commands | cut -d' ' -f1,2 | sort -u | cut -d' ' -f2); do
         ok help "$command"
@@ -194,6 +196,11 @@ test_completion() {
     offers 'web db' session --vm ''
     offers 'web' session --vm = w
     offers 'web-0' session --vnic ''
+    offers 'web-0' capture --vnic ''
+    offers 'trace capture replay' ''
+    offers '--vm= --refused --passed --explain' trace --
+    offers '--write= --snaplen= --force' capture --
+    offers '--mac= --inventory= --summary' replay --
     offers 'blue' network del ''
     offers 'web' vm vnic add ''
     offers 'mac= network=' vm vnic add web web-0 ''
@@ -203,6 +210,8 @@ test_completion() {
     offers '--wait= --dry-run' policy apply --
     offers 'established' session --state = est
     offers 'json' --format = ''
+    offers 'web' vm quarantine ''
+    offers '--wait=' vm release --
     offers 'add del' vm vnic ''
     MOAT_DB=unix:/none offers 'web' --db = unix : "$dir/db.sock" vm show ''
 }
@@ -318,7 +327,7 @@ test_vnic() {
     # The same address in another network is another one.
     ok vm vnic add db db-1 mac=52:54:00:00:00:0a network=red address=10.0.0.5
     json '.vnics == [{vnic:"web-0", network:"blue", mac:"52:54:00:00:00:0a", addresses:["10.0.0.5","fd00::5"],
-        allowed_addresses:["10.0.0.200"], holder:null, epoch:0}]' vm show web
+        allowed_addresses:["10.0.0.200"], holder:null, epoch:0, enforced_quarantine:null}]' vm show web
     refused 'address 10.0.0.5 belongs to vNIC "web-0" of VM "web"' \
         vm vnic add db x mac=52:54:00:00:00:0c network=blue address=10.0.0.5
     refused 'address fd00::5 belongs to vNIC "web-0"' \
@@ -353,6 +362,65 @@ test_vnic() {
     json 'map(select(.addresses | index("10.0.0.77"))) | length == 1' vm list
     for i in 1 2 3 4 5 6 7 8; do ok vm del "r$i"; done
     json 'length == 2' vm list
+}
+
+# The host's reports are written by hand here; moatd's are tried in test_moatd.sh.
+test_quarantine() {
+    local waiting
+    refused 'there is no VM "nobody"' vm quarantine nobody
+    refused 'there is no VM "nobody"' vm release nobody
+    usage 'no number from' vm quarantine web --wait -1
+    usage 'too few arguments' vm quarantine
+    json 'all(.quarantine == false)' vm list
+    ok vm quarantine web
+    prints '^VM "web": quarantine ordered$'
+    json 'map(select(.quarantine) | .name) == ["web"]' vm list
+    ok vm list
+    prints '^web .* yes +web-0'
+    run 1 --format json status # there is no engine
+    checks=$((checks + 1))
+    jq -e '.cluster.vms_quarantined == 1' out >/dev/null || fail "status does not count it"
+    ok vm show web
+    prints '^Quarantine: +yes$'
+    prints ' not reported$'
+    json '. == {vm:"web", quarantine:true}' vm quarantine web
+    json '. == {vm:"web", quarantine:false, vnics:0, vnics_enforcing:0}' vm release web --wait 5
+    json 'all(.quarantine == false)' vm list
+    ok vm release web --wait 5
+    prints '^no host has a vNIC of it$'
+
+    # Its host does not answer, does not manage, does it.
+    db '{"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":"A"}}'
+    refused 'written, but after 1 s 1 of 1 vNICs' vm quarantine web --wait 1
+    checks=$((checks + 1))
+    grep -q 'vNIC "web-0" on host "A": has not reported' err || fail "who is late"
+    json 'map(select(.quarantine) | .name) == ["web"]' vm list
+    db '{"op":"insert","table":"Enforced","row":{"host":"A","vnic_id":"web-0","state":"active","quarantine":"operator","problem":"it hurts"}}'
+    refused 'written, but' vm quarantine web --wait 1
+    checks=$((checks + 1))
+    grep -q 'on host "A": it hurts' err || fail "why it is late"
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"problem":"","quarantine":"policy"}}'
+    ok vm show web
+    prints ' no rule names it$'
+    "$moatctl" vm quarantine web --wait 20 >waited 2>&1 &
+    waiting=$!
+    sleep 0.3
+    checks=$((checks + 2))
+    kill -0 $waiting 2>/dev/null || { cp waited out; fail "did not wait"; }
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":"operator"}}'
+    wait $waiting && grep -q '^1 of 1 vNICs enforce it$' waited || { cp waited out; fail "waiting for a host"; }
+    ok vm show web
+    prints ' by an operator$'
+    refused 'written, but' vm release web --wait 1
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":""}}'
+    ok vm release web --wait 5
+    # Another host's report counts for nothing.
+    db '{"op":"update","table":"Enforced","where":[["vnic_id","==","web-0"]],"row":{"quarantine":"operator"}},
+        {"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":"B"}}'
+    refused 'on host "B": has not reported' vm quarantine web --wait 1
+    ok vm release web
+    db '{"op":"delete","table":"Enforced","where":[["vnic_id","==","web-0"]]},
+        {"op":"update","table":"VNIC","where":[["vnic_id","==","web-0"]],"row":{"holder":["set",[]]}}'
 }
 
 # --- hosts ------------------------------------------------------------------------
@@ -701,12 +769,204 @@ test_engine() {
     ok event --local -f --limit 1
     prints 'packet +db-0 +drop tcp 10.0.0.6:22 <- 10.0.0.5:40000 \(default, rule 0'
 
+    json '.[0] | .settings | .spoof == "strict" and .vlan == "block" and .ra_guard and .dhcp_guard and .ethertypes == []
+        and .enroll_s == 0 and .max_half_open == 0 and .timers["tcp-established"] == 43200' slot show web
+    ok slot show web
+    prints '^Settings: +on-missing-policy block, on-missing-state block, on-unprotected-host block, anti-spoofing strict$'
+    start_engine "$gen" enrolling
+    json '.[] | select(.vnic == "web-0") | .state == "enrolling" and .enroll_left_s == 431 and .half_open == 5
+        and .quarantine == false' slot list
+    ok slot list
+    prints '^web-0 .* enrolling 431s '
+    json '.[0] | .enroll_left_s == 431 and .half_open == 5 and .learnt == ["10.0.0.77"] and .settings == {
+        on_missing_policy:"block", on_missing_state:"block", on_unprotected_host:"block", quarantine:false,
+        tcp_loose:true, spoof:"learn-once", vlan:"inspect", ra_guard:false, dhcp_guard:false, transfer_sessions:false,
+        ethertypes:["0x88cc","0x88f7"], pickup_s:9, hold_ms:8, enroll_s:600, max_sessions:1, max_half_open:2,
+        max_new_sessions:3, max_fragments:4, max_logs:5, timers:(.settings.timers)}
+        and (.settings.timers | length == 14 and .["tcp-established"] == 7200 and .icmp == 20)' slot show web
+    ok slot show web
+    prints '^State: +enrolling \(running sessions are picked up, refusals are only logged\)$'
+    prints '^Enrolment left: +431 s$'
+    prints '^Learnt addresses: +10.0.0.77$'
+    prints '^Half-open: +5$'
+    prints 'anti-spoofing learn-once, tcp loose, transfer-sessions off, vlan inspect, ra-guard off, dhcp-guard off, ethertypes 0x88cc 0x88f7, hold 8ms, enroll 600s, max-sessions 1, max-half-open 2, max-new-sessions 3, max-fragments 4, max-logs 5, timer tcp-established 7200s$'
+
     # Rules are numbered anew in each generation: no text of another one.
     start_engine 999999
     json '.[0].rule_text == null and .[0].rule == 1' session
     ok rule
     prints 'of generation 999999'
 }
+# moatctl that goes on: leaves its pid in `follower`, its output in out and err.
+follow() {
+    checks=$((checks + 1))
+    : >out # what was there before must not be taken for its output
+    : >err
+    "$moatctl" "$@" >out 2>err </dev/null &
+    follower=$!
+}
+ends() { # CODE: the follower ends by itself or, with a signal, at once
+    local got
+    [ $# = 1 ] || kill -"$2" $follower
+    wait $follower
+    got=$?
+    [ $got = "$1" ] || fail "it ended with $got, not $1"
+}
+lines() { [ "$(wc -l <out)" -ge "$1" ]; } # output so far
+test_trace() {
+    local gen sig
+    gen=$("$moatctl" --format json policy show | jq .generation)
+    start_engine "$gen"
+    ok --format json trace --limit 6
+    checks=$((checks + 1))
+    jq -es 'length == 6 and .[0].vnic == "db-0" and .[0].vm == "db" and .[0].direction == "to-vm" and .[0].by == "rule"
+        and .[0].flow.dport == 5432 and .[0].rule == 1 and (.[0].rule_text | test("web to db")) and .[0].session.opened_by == "remote"
+        and .[1].reason == "tcp-window" and .[1].verdict == "drop" and .[1].session.packets_to_vm == 12 and .[1].session.flags == ["replied"]
+        and .[2].seq == 6 and .[2].verdict == "reject" and .[2].vlan == 7 and .[2].session == null
+        and .[3].by == "enrolling" and .[3].slot_state == "enrolling" and .[4].flow == null and .[4].rule == null
+        and .[5].flow.family == "arp"' out >/dev/null || fail "trace as JSON"
+    grep -qx 'moatctl: 3 packets were lost' err && grep -qx '6 packets, 3 lost' err || fail "losses are not told"
+    ok trace --limit 6 --explain
+    prints '^2023-11-14T22:13:20.000001Z +db-0 +db +to-vm +tcp 10.0.0.5:40000 -> 10.0.0.6:5432 S +74 +allow +rule +none/syn-sent 0s +[0-9]+ +1: .*web to db'
+    prints 'from-vm +tcp 10.0.0.6:5432 -> 10.0.0.5:40000 P\. +1500 +drop +tcp-window: TCP segment outside of the window'
+    prints 'vlan 7 udp \[fd00::6\]:5353 -> \[fd00::1\]:53 +62 +reject +default'
+    prints 'icmp 10.0.0.5 -> 10.0.0.6 type 8 code 0 +60 +allow +enrolling, else rule'
+    prints '\(no address\) +9 +drop +l2-short'
+    prints 'arp 10.0.0.5 -> 10.0.0.6'
+
+    # What the engine is asked: of all slots, of a VM's vNICs, of one; filters; verdicts.
+    rm -f engine.asked
+    ok trace --limit 1
+    ok trace --limit 1 --vm db --refused tcp port 80
+    ok trace --limit 1 --vnic db-1 --passed 'tcp and port 80'
+    checks=$((checks + 1))
+    diff - engine.asked >out <<'END' || fail "the engine was asked for something else"
+ 0 0 3
+db-0 20 0 2
+db-1 20 0 2
+db-1 20 0 1
+END
+    usage 'syntax error' trace tcp prot 80
+    usage 'syntax error' trace 'tcp['
+    usage 'becomes [0-9]+ instructions, at most 512' trace "$(seq -s ' or ' -f 'port %.0f' 1 2 400)"
+    usage 'leave nothing' trace --refused --passed
+    usage 'no number' trace --limit 0
+    refused 'no slot of vNIC "nobody"' trace --vnic nobody
+    refused 'no slot of VM "nobody"' trace --vm nobody
+
+    # It goes on until a signal, and says how many there were.
+    for sig in INT TERM; do
+        follow trace
+        eventually lines 7
+        ends 0 $sig
+        grep -qx '6 packets, 3 lost' err || fail "SIG$sig: no count"
+    done
+    : >out
+    "$moatctl" trace 2>err | head -n 3 >out
+    [ "$(wc -l <out)" = 3 ] || fail "trace | head"
+
+    start_engine "$gen" gone
+    follow trace
+    ends 1
+    grep -q 'closed the connection' err && grep -q '6 packets, 3 lost' err || fail "an engine that goes away"
+    start_engine "$gen" refuse
+    refused 'not .x1b\[31mtoday' trace
+    start_engine "$gen" short
+    refused 'the engine at ' trace
+}
+test_capture() {
+    local gen
+    gen=$("$moatctl" --format json policy show | jq .generation)
+    start_engine "$gen"
+    ok capture --limit 6 -w a.pcapng
+    [ "$(stat -c %a a.pcapng)" = 600 ] || fail "the mode of the file"
+    grep -qx '6 packets, 3 lost' err || fail "losses are not told"
+    checks=$((checks + 1))
+    tcpdump -n -e -r a.pcapng >out 2>err
+    [ "$(wc -l <out)" = 6 ] || fail "tcpdump reads something else"
+    prints '52:00:00:00:00:02 > 52:00:00:00:00:01, ethertype Unknown \(0x88b5\), length 1500'
+    # What the file is made of, read by somebody else's eyes.
+    python3 - a.pcapng >out 2>err <<'END' || fail "the file's structure"
+import struct, sys
+d = open(sys.argv[1], 'rb').read()
+at, kinds, names, packets = 0, [], [], []
+while at < len(d):
+    kind, n = struct.unpack_from('<II', d, at)
+    assert n % 4 == 0 and struct.unpack_from('<I', d, at + n - 4)[0] == n, at
+    body, fixed = d[at + 8:at + n - 4], {0x0a0d0d0a: 16, 1: 8, 6: 20}[kind]
+    if kind == 6:
+        cap = struct.unpack_from('<I', body, 12)[0]
+        fixed += (cap + 3) & ~3
+    options, o = {}, fixed
+    while o < len(body):
+        code, size = struct.unpack_from('<HH', body, o)
+        if not code:
+            assert size == 0 and o + 4 == len(body)
+        else:
+            options[code] = body[o + 4:o + 4 + size]
+        o += 4 + ((size + 3) & ~3)
+    kinds.append(kind)
+    at += n
+    if kind == 1:
+        assert struct.unpack_from('<HHI', body)[0] == 1
+        names.append(options[2].decode())
+    if kind == 6:
+        i, hi, lo, cap, length = struct.unpack_from('<IIIII', body)
+        packets.append((names[i], (hi << 32) + lo, cap, length, options[1].decode(),
+                        struct.unpack('<I', options[2])[0], struct.unpack('<Q', options.get(4, bytes(8)))[0]))
+assert kinds[0] == 0x0a0d0d0a and kinds.count(0x0a0d0d0a) == 1
+assert names == ['db-0 to-vm', 'db-0 from-vm', 'web-0 to-vm'], names
+p = packets
+assert [x[1] for x in p] == [1700000000000001 + i for i in range(6)]
+assert [x[2] for x in p] == [14, 14, 14, 14, 9, 14] and p[1][3] == 1500
+assert [x[5] for x in p] == [1, 2, 2, 1, 2, 1]
+assert [x[6] for x in p] == [0, 0, 3, 0, 0, 0]
+assert p[0][4].startswith('allow to-vm by rule; rule 1: ') and 'session none/syn-sent 0s' in p[0][4], p[0][4]
+assert p[1][4].startswith('drop from-vm: tcp-window: TCP segment outside of the window; rule 1: '), p[1][4]
+assert p[3][4].endswith('slot enrolling') and p[3][0] == 'web-0 to-vm'
+END
+    refused 'cannot write a.pcapng: File exists' capture --limit 1 -w a.pcapng
+    ok capture --limit 1 -w a.pcapng --force --snaplen 10
+    checks=$((checks + 1))
+    [ "$(stat -c %s a.pcapng)" -lt 500 ] || fail "--force did not begin anew"
+    rm -f engine.asked
+    ok capture --limit 6 -wb.pcapng --snaplen 10 --vnic db-0
+    grep -qx 'db-0 0 10 3' engine.asked || fail "the engine was asked for something else"
+    ok capture --limit 6 --write - --snaplen 10 --vnic db-0 # the same on a pipe
+    cmp -s out b.pcapng || fail "standard output gets something else"
+    # Each packet is there at once.
+    rm -f c.pcapng
+    follow capture -w c.pcapng
+    eventually captured c.pcapng 6
+    ends 0 TERM
+    captured c.pcapng 6 || fail "what was there has gone"
+    refused 'cannot write /nowhere/x: No such file' capture --limit 1 -w /nowhere/x
+    refused 'cannot write /dev/full: No space left' capture --limit 1 -w /dev/full --force
+    # The disk is full behind some packets: those are whole.
+    checks=$((checks + 1))
+    (ulimit -f 1 && trap '' XFSZ && exec "$moatctl" capture --limit 6 -w d.pcapng) >out 2>err
+    [ $? = 1 ] && grep -q 'cannot write d.pcapng: File too large' err || fail "a full disk"
+    tcpdump -n -r d.pcapng >out 2>err || fail "a full disk leaves a broken file"
+    [ "$(wc -l <out)" -ge 2 ] || fail "a full disk leaves too little"
+    usage 'where to' capture
+    usage 'where to' capture -w ''
+    usage '-w needs an argument' capture -w
+    usage 'no number from' capture -w x --snaplen 2049
+    usage 'syntax error' capture -w x nonsense nonsense
+    [ ! -e x ] || fail "a refused capture made a file"
+    start_engine "$gen" hostile
+    ok trace --limit 6
+    lacks "$(printf '\x1b')"
+    ok --format json trace --limit 6
+    checks=$((checks + 1))
+    jq -es 'length == 6' out >/dev/null || fail "hostile packets as JSON"
+    ok capture --limit 6 -w e.pcapng
+    checks=$((checks + 1))
+    tcpdump -n -r e.pcapng >out 2>err || fail "hostile packets break the file"
+    ! grep -q "$(printf '\x1b')" e.pcapng || fail "escapes in the file"
+}
+captured() { [ "$(tcpdump -n -r "$1" 2>/dev/null | wc -l)" = "$2" ]; }
+
 test_bad_engine() {
     local command
     start_engine 1 hostile
@@ -743,6 +1003,7 @@ test_tls
 test_network
 test_vm
 test_vnic
+test_quarantine
 test_completion
 test_host
 test_policy
@@ -753,6 +1014,8 @@ test_bad_inventory
 test_event
 test_migration
 test_engine
+test_trace
+test_capture
 test_bad_engine
 test_hostile
 [ $failures = 0 ] || { printf '%d of %d checks failed\n' $failures $checks; exit 1; }

@@ -1,0 +1,496 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Packets that no live session answers for: the rules judge them, quotas bound them, and
+ * what policy permits opens a session.  ICMP errors go by the session of the packet that they
+ * quote, fragments by their datagram.
+ *
+ * All of it is off the straight line; one packet at a time. */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "fragment.h"
+#include "pipe_private.h"
+#include "reject.h"
+
+/* --- telling --- */
+
+static void name_event(const struct burst *b, struct moat_event *ev)
+{
+    const struct moat_slot_rec *r = &b->engine->map->slots[b->view->index];
+
+    memcpy(ev->vnic, r->conf[r->conf_index & 1].vnic, sizeof ev->vnic);
+    ev->vnic[sizeof ev->vnic - 1] = '\0';
+}
+
+/* A quota has been reached: said once a second. */
+static void tell_quota(struct burst *b, enum moat_quota quota, enum moat_reason reason,
+                       uint32_t limit)
+{
+    static const char *const what[MOAT_N_QUOTAS] = {
+        "sessions", "half-open sessions", "new sessions a second", "datagrams in fragments",
+        "logged packets a second"};
+    struct moat_event ev = {.type = MOAT_EV_QUOTA, .reason = reason, .value = limit};
+
+    if (!moat_slot_may_tell(b->view->slot, quota, b->thread->now_s))
+        return;
+    name_event(b, &ev);
+    snprintf(ev.text, sizeof ev.text, "the quota of %s is reached: %u", what[quota], limit);
+    moat_event_post(&b->engine->events, &ev, false);
+}
+
+void moat_pipe_log(struct burst *b, const struct moat_pkt *p, const struct moat_flow *flow,
+                   const struct moat_match *d, enum moat_reason reason, const char *text)
+{
+    struct moat_event ev = {.type = MOAT_EV_PACKET,
+                            .reason = reason,
+                            .rule = d->rule ? d->rule : d->log_rule,
+                            .frame_len = p->total,
+                            .value = d->verdict,
+                            .flow = *flow};
+
+    if (!moat_slot_may_log(b->view->slot, b->thread->now_s, b->view->max_logs)) {
+        moat_count(b->counters, MOAT_C_LOG_LOST, 1);
+        tell_quota(b, MOAT_QUOTA_LOGS, MOAT_R_NONE, b->view->max_logs);
+        return;
+    }
+    name_event(b, &ev);
+    if (text)
+        snprintf(ev.text, sizeof ev.text, "%s", text);
+    ev.generation = moat_ruleset_head(b->view->rules)->generation;
+    if (!moat_event_post(&b->engine->events, &ev, false))
+        moat_count(b->counters, MOAT_C_LOG_LOST, 1);
+}
+
+static void count_rule_hit(struct burst *b, const struct moat_match *d)
+{
+    __atomic_fetch_add(&moat_ruleset_hits(b->view->rules)[d->index], 1, __ATOMIC_RELAXED);
+}
+
+/* What the rules say about packet i.  MOAT_R_NONE: allowed. */
+static enum moat_reason judge(struct burst *b, unsigned i, const struct moat_flow *flow,
+                              struct moat_match *d)
+{
+    enum moat_reason reason = MOAT_R_NONE;
+
+    moat_classify(b->view->rules, flow, 1, d);
+    count_rule_hit(b, d);
+    if (d->verdict != MOAT_ALLOW)
+        reason = d->rule ? MOAT_R_RULE : MOAT_R_DEFAULT;
+    if (d->logged)
+        moat_pipe_log(b, &b->pkts[i], flow, d, reason, NULL);
+    return reason;
+}
+
+/* Tells who sent it, as the packet's destination would have. */
+static void answer(struct burst *b, const struct moat_pkt *p)
+{
+    uint8_t frame[MOAT_REJECT_MAX];
+    unsigned len;
+
+    if (!b->engine->conf.inject || b->view->state == MOAT_SLOT_ENROLLING)
+        return;
+    len = moat_reject_build(p, frame);
+    if (!len)
+        return;
+    if (!moat_slot_may_answer(b->view->slot, b->thread->now_s)) {
+        moat_count(b->counters, MOAT_C_ANSWERS_LIMITED, 1);
+        return;
+    }
+    b->engine->conf.inject(b->port, b->dir == MOAT_FROM_VM ? MOAT_TO_VM : MOAT_FROM_VM, frame, len);
+    moat_count(b->counters, MOAT_C_ANSWERS, 1);
+}
+
+/* The rules refuse packet i. */
+static void refuse_by_rule(struct burst *b, unsigned i, enum moat_reason reason,
+                           const struct moat_match *d)
+{
+    moat_pipe_refuse(b, i, MOAT_BY_RULE, reason);
+    b->pkts[i].rule = d->rule;
+    if (d->verdict == MOAT_REJECT)
+        answer(b, &b->pkts[i]);
+}
+
+static void pass_by_rule(struct burst *b, unsigned i, const struct moat_match *d)
+{
+    b->pkts[i].by = MOAT_BY_RULE;
+    b->pkts[i].rule = d->rule;
+    moat_pipe_pass(b, i);
+}
+
+/* --- new sessions --- */
+
+static bool starts_loose(const struct burst *b, const struct moat_match *d)
+{
+    return b->view->settings.tcp_loose || d->loose || b->view->state == MOAT_SLOT_ENROLLING ||
+           (b->view->pickup_until && b->thread->now_s < b->view->pickup_until);
+}
+
+static enum moat_reason open_tcp(struct burst *b, const struct moat_pkt *p,
+                                 const struct moat_match *d, struct moat_session *s)
+{
+    enum moat_reason reason = moat_tcp_open(s->side, b->dir, &p->tcp, starts_loose(b, d));
+
+    if (reason)
+        return reason;
+    if ((p->tcp.flags & (MOAT_TCP_SYN | MOAT_TCP_ACK)) == MOAT_TCP_SYN)
+        s->flags |= MOAT_SES_F_HALF_OPEN;
+    else
+        s->flags |= MOAT_SES_F_LOOSE;
+    return MOAT_R_NONE;
+}
+
+/* State of a session's first packet, all but the key. */
+static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
+                                   const struct moat_match *d, struct moat_session *s)
+{
+    if (p->kind == MOAT_PKT_TCP) {
+        enum moat_reason reason = open_tcp(b, p, d, s);
+
+        if (reason)
+            return reason;
+    } else if (p->kind == MOAT_PKT_ICMP_QUERY && p->icmp_reply) {
+        return MOAT_R_ICMP_REPLY;
+    } else {
+        moat_other_open(s->side, b->dir);
+    }
+    s->serial = b->view->serial;
+    s->seen = s->created = b->thread->now_s;
+    s->dir = b->dir;
+    s->rule = d->rule;
+    s->generation = moat_ruleset_head(b->view->rules)->generation;
+    s->packets[b->dir] = 1;
+    s->bytes[b->dir] = p->total;
+    if (p->family == MOAT_FAM_IP6) {
+        memcpy(s->local6, b->dir == MOAT_FROM_VM ? p->src : p->dst, 16);
+        memcpy(s->remote6, b->dir == MOAT_FROM_VM ? p->dst : p->src, 16);
+    }
+    return MOAT_R_NONE;
+}
+
+static void count_opened(struct burst *b, const struct moat_session *fresh)
+{
+    moat_count(b->counters, MOAT_C_SESSIONS_CREATED, 1);
+    if (fresh->flags & MOAT_SES_F_LOOSE)
+        moat_count(b->counters, MOAT_C_PICKED_UP, 1);
+    if (fresh->flags & MOAT_SES_F_HALF_OPEN)
+        __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
+}
+
+/* May the vNIC have one more?  `more`: it adds to those that there are. */
+static enum moat_reason check_quotas(struct burst *b, const struct moat_session *fresh, bool more)
+{
+    const struct moat_view *v = b->view;
+
+    if (more && LOAD(&v->slot->sessions) >= v->max_sessions) {
+        tell_quota(b, MOAT_QUOTA_SESSIONS, MOAT_R_QUOTA, v->max_sessions);
+        return MOAT_R_QUOTA;
+    }
+    if (fresh->flags & MOAT_SES_F_HALF_OPEN && LOAD(&v->slot->half_open) >= v->max_half_open) {
+        tell_quota(b, MOAT_QUOTA_HALF_OPEN, MOAT_R_QUOTA_HALF_OPEN, v->max_half_open);
+        return MOAT_R_QUOTA_HALF_OPEN;
+    }
+    if (!moat_slot_may_open(v->slot, b->thread->now_s, v->max_new)) {
+        tell_quota(b, MOAT_QUOTA_NEW, MOAT_R_QUOTA_NEW, v->max_new);
+        return MOAT_R_QUOTA_NEW;
+    }
+    return MOAT_R_NONE;
+}
+
+/* A new connection on the tuple of one that is over: the entry serves again.  False if it
+ * has been collected meanwhile. */
+static bool restart(struct burst *b, unsigned k, struct moat_session *s,
+                    const struct moat_session *fresh)
+{
+    uint8_t before = 0;
+    bool alive;
+
+    moat_session_lock(b->engine->sessions, b->hashes[k]);
+    alive = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) == fresh->key.tag;
+    if (alive) {
+        for (int d = 0; d < 2; d++) {
+            STORE(&s->side[d].state, fresh->side[d].state);
+            STORE(&s->side[d].seq_lo, fresh->side[d].seq_lo);
+            STORE(&s->side[d].seq_hi, fresh->side[d].seq_hi);
+            STORE(&s->side[d].max_win, fresh->side[d].max_win);
+            STORE(&s->side[d].wscale, fresh->side[d].wscale);
+            STORE(&s->packets[d], fresh->packets[d]);
+            STORE(&s->bytes[d], fresh->bytes[d]);
+        }
+        STORE(&s->dir, fresh->dir);
+        STORE(&s->rule, fresh->rule);
+        STORE(&s->generation, fresh->generation);
+        STORE(&s->created, fresh->created);
+        STORE(&s->seen, fresh->seen);
+        STORE(&s->serial, fresh->serial);
+        STORE(&s->marks, fresh->marks);
+        before = __atomic_exchange_n(&s->flags, fresh->flags, __ATOMIC_RELAXED);
+    }
+    moat_session_unlock(b->engine->sessions, b->hashes[k]);
+    if (before & MOAT_SES_F_HALF_OPEN)
+        moat_slot_half_open_ended(b->view->slot);
+    return alive;
+}
+
+static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_session *fresh)
+{
+    struct moat_session_table *t = b->engine->sessions;
+    enum moat_reason reason = MOAT_R_INTERNAL;
+    bool found;
+    uint32_t index = moat_session_insert(t, b->thread, b->hashes[k], fresh, &found, &reason);
+
+    if (index == MOAT_NO_SESSION)
+        return reason;
+    if (found) { /* another thread was faster */
+        moat_pipe_track(b, b->which[k], moat_session_at(t, index));
+        return MOAT_R_NONE;
+    }
+    __atomic_fetch_add(&b->view->slot->sessions, 1, __ATOMIC_RELAXED);
+    count_opened(b, fresh);
+    moat_pipe_pass(b, b->which[k]);
+    return MOAT_R_NONE;
+}
+
+/* Policy permits it: a session opens on key k, or a quota or the table is against it. */
+static void open_session(struct burst *b, unsigned k, struct moat_session *old,
+                         struct moat_session *fresh, const struct moat_match *d)
+{
+    unsigned i = b->which[k];
+    enum moat_reason reason = check_quotas(b, fresh, !old);
+
+    fresh->key = b->keys[k];
+    b->keyed[k]->by = MOAT_BY_RULE;
+    b->keyed[k]->rule = d->rule;
+    if (!reason && old && restart(b, k, old, fresh)) {
+        count_opened(b, fresh);
+        moat_pipe_pass(b, i);
+        return;
+    }
+    if (!reason)
+        reason = insert(b, k, fresh);
+    if (reason) {
+        moat_pipe_refuse(b, i, MOAT_BY_QUOTA, reason);
+        b->keyed[k]->rule = d->rule;
+    }
+}
+
+void moat_open(struct burst *b, unsigned k)
+{
+    unsigned i = b->which[k];
+    struct moat_pkt *p = b->keyed[k];
+    struct moat_session *old = NULL;
+    struct moat_session fresh;
+    struct moat_match d;
+    struct moat_flow flow;
+    enum moat_reason reason;
+    uint32_t index;
+
+    if (p->quick) {
+        moat_parse(p);
+        p->by = MOAT_BY_SESSION;
+    }
+    index = moat_session_lookup(b->engine->sessions, &b->keys[k], b->hashes[k], p, b->dir);
+    if (index != MOAT_NO_SESSION) {
+        old = moat_session_at(b->engine->sessions, index);
+        if (!moat_pipe_is_over(b, old, p)) { /* opened by a packet before this one */
+            moat_pipe_track(b, i, old);
+            return;
+        }
+    }
+    moat_pkt_flow(p, b->dir, &flow);
+    reason = judge(b, i, &flow, &d);
+    if (reason) {
+        refuse_by_rule(b, i, reason, &d);
+        return;
+    }
+    memset(&fresh, 0, sizeof fresh);
+    reason = open_state(b, p, &d, &fresh);
+    if (reason) {
+        moat_pipe_refuse(b, i, MOAT_BY_RULE, reason);
+        p->rule = d.rule;
+        return;
+    }
+    open_session(b, k, old, &fresh, &d);
+}
+
+/* --- packets without a session of their own --- */
+
+void moat_open_stateless(struct burst *b, unsigned i)
+{
+    struct moat_match d;
+    struct moat_flow flow;
+    enum moat_reason reason;
+
+    moat_pkt_flow(&b->pkts[i], b->dir, &flow);
+    reason = judge(b, i, &flow, &d);
+    if (reason)
+        refuse_by_rule(b, i, reason, &d);
+    else
+        pass_by_rule(b, i, &d);
+}
+
+/* The live session that a quoted packet belongs to, if it may have been sent in direction
+ * `back`. */
+static struct moat_session *quoted_session(struct burst *b, const struct moat_pkt *quoted,
+                                           enum moat_dir back, enum moat_reason *reason)
+{
+    struct moat_session *s;
+    struct moat_key key;
+    uint64_t hash = moat_session_key(b->engine->sessions, quoted, back, b->view->tag, &key);
+    uint32_t index = moat_session_lookup(b->engine->sessions, &key, hash, quoted, back);
+
+    *reason = MOAT_R_ICMP_UNRELATED;
+    if (index == MOAT_NO_SESSION)
+        return NULL;
+    s = moat_session_at(b->engine->sessions, index);
+    if (LOAD(&s->flags) & MOAT_SES_F_CUT ||
+        moat_session_expired(s, b->thread->now_s, &b->view->timers) || !LOAD(&s->side[back].state))
+        return NULL;
+    if (moat_session_is_stale(b->view, s) && !moat_rejudge(b->view, b->counters, s)) {
+        *reason = MOAT_R_POLICY_CHANGE;
+        return NULL;
+    }
+    *reason = MOAT_R_ICMP_QUOTE;
+    if (quoted->kind == MOAT_PKT_TCP && !moat_tcp_was_sent(s->side, back, quoted->tcp.seq))
+        return NULL; /* RFC 5927, section 4.1: a blind attacker does not know it */
+    return s;
+}
+
+/* An ICMP error passes if the packet that it quotes belongs to a live session, and went
+ * the other way. */
+void moat_open_error(struct burst *b, unsigned i)
+{
+    enum moat_dir back = b->dir == MOAT_FROM_VM ? MOAT_TO_VM : MOAT_FROM_VM;
+    enum moat_reason reason = MOAT_R_ICMP_QUOTE;
+    struct moat_session *s = NULL;
+    struct moat_pkt quoted;
+
+    if (moat_parse_quoted(&b->pkts[i], &quoted))
+        s = quoted_session(b, &quoted, back, &reason);
+    if (!s) {
+        moat_pipe_refuse(b, i, MOAT_BY_RELATED, reason);
+        return;
+    }
+    __atomic_fetch_or(&s->marks, MOAT_SES_MARK_ERROR, __ATOMIC_RELAXED);
+    b->pkts[i].by = MOAT_BY_RELATED;
+    b->pkts[i].rule = LOAD(&s->rule);
+    moat_pipe_pass(b, i);
+}
+
+/* --- fragments --- */
+
+static void release(void *b_, const uint8_t *frame, uint32_t len)
+{
+    struct burst *b = b_;
+    bool out = b->dir == MOAT_FROM_VM;
+
+    if (!b->engine->conf.inject)
+        return;
+    b->engine->conf.inject(b->port, b->dir, frame, len);
+    moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
+    moat_count(b->counters, out ? MOAT_C_FROM_VM_PKTS : MOAT_C_TO_VM_PKTS, 1);
+    moat_count(b->counters, out ? MOAT_C_FROM_VM_BYTES : MOAT_C_TO_VM_BYTES, len);
+}
+
+/* The first fragment is judged as any packet; the datagram shares its fate. */
+static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_answer *a)
+{
+    struct moat_pkt *p = &b->pkts[i];
+    unsigned k = b->n; /* fragments have no key yet: there is room for one */
+    bool keyed = moat_pipe_makes_sessions(p), passed;
+
+    if (keyed) {
+        b->which[k] = (uint8_t)i;
+        b->keyed[k] = p;
+        b->hashes[k] = moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
+        if (p->kind == MOAT_PKT_TCP)
+            p->tcp = a->tcp; /* as long as is known */
+        moat_open(b, k);
+    } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
+        moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
+    } else {
+        moat_open_stateless(b, i);
+    }
+    passed = b->passed >> i & 1;
+    if (passed)
+        moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
+    moat_fragment_judged(b->engine->fragments, a, passed, keyed ? &b->keys[k] : NULL,
+                         keyed ? b->hashes[k] : 0, release, b);
+}
+
+/* The session of an admitted datagram lives, and a TCP segment that grows fits it. */
+static struct moat_session *session_of(struct burst *b, const struct moat_fragment_answer *a,
+                                       const struct moat_pkt *p)
+{
+    uint32_t index = moat_session_lookup(b->engine->sessions, &a->key, a->hash, p, b->dir);
+    struct moat_session *s;
+    enum moat_reason reason = MOAT_R_NONE;
+
+    if (index == MOAT_NO_SESSION)
+        return NULL;
+    s = moat_session_at(b->engine->sessions, index);
+    if (LOAD(&s->flags) & MOAT_SES_F_CUT)
+        return NULL;
+    if (a->key.proto == 6)
+        reason = moat_tcp_track(s->side, b->dir, &a->tcp, false);
+    return reason && reason != MOAT_TCP_UNBELIEVED ? NULL : s;
+}
+
+/* A later fragment of an admitted datagram. */
+static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_answer *a)
+{
+    struct moat_pkt *p = &b->pkts[i];
+    struct moat_session *s = NULL;
+
+    if (a->has_key) {
+        s = session_of(b, a, p);
+        if (!s) {
+            moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
+            moat_fragment_judged(b->engine->fragments, a, false, NULL, 0, NULL, NULL);
+            return;
+        }
+        moat_pipe_account(b, s, p, b->dir);
+    }
+    p->by = MOAT_BY_FRAGMENT;
+    p->rule = s ? LOAD(&s->rule) : 0;
+    moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
+    moat_pipe_pass(b, i);
+}
+
+void moat_open_fragment(struct burst *b, unsigned i)
+{
+    struct moat_pkt *p = &b->pkts[i];
+    struct moat_fragment_ctx ctx = {.slot = b->view->index,
+                                    .tag = b->view->tag,
+                                    .serial = b->view->serial,
+                                    .limit = b->view->max_fragments,
+                                    .now_s = b->thread->now_s,
+                                    .dir = b->dir};
+    struct moat_fragment_answer a;
+
+    if (b->view->state == MOAT_SLOT_ENROLLING && p->frag == 2) {
+        p->by = MOAT_BY_ENROLLING;
+        p->rule = 0;
+        moat_pipe_pass(b, i);
+        return;
+    }
+    switch (moat_fragment_in(b->engine->fragments, &ctx, p, &a)) {
+    case MOAT_FRAGMENT_JUDGE:
+        judge_first(b, i, &a);
+        break;
+    case MOAT_FRAGMENT_PASS:
+        pass_later(b, i, &a);
+        break;
+    case MOAT_FRAGMENT_HOLD:
+        p->reason = MOAT_R_FRAG;
+        p->by = MOAT_BY_FRAGMENT;
+        p->rule = 0;
+        moat_count(b->counters, MOAT_C_FRAGMENTS_HELD, 1);
+        break;
+    case MOAT_FRAGMENT_REFUSE:
+        moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, a.reason);
+        if (a.reason == MOAT_R_FRAG_QUOTA)
+            tell_quota(b, MOAT_QUOTA_FRAGMENTS, a.reason, b->view->max_fragments);
+        break;
+    }
+}

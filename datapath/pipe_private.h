@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_PIPE_PRIVATE_H
+#define MOAT_DP_PIPE_PRIVATE_H 1
+
+/* A burst on its way through the passes, for pipe.c (the straight line of live sessions) and
+ * open.c (everything else).  Nobody else. */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "classify.h"
+#include "engine.h"
+#include "pipe.h"
+#include "rejudge.h"
+#include "session_private.h"
+#include "slot.h"
+#include "state_other.h"
+#include "state_tcp.h"
+
+struct burst {
+    struct moat_thread *thread;
+    struct moat_engine *engine;
+    struct moat_port *port;
+    const struct moat_view *view;
+    uint64_t *counters;
+    struct moat_pkt *pkts;
+    enum moat_dir dir;
+    uint32_t passed;    /* bit i: packet i */
+    uint64_t bytes;     /* of those */
+    uint32_t stateless; /* to be judged by the rules alone */
+    uint32_t errors;    /* ICMP errors */
+    uint32_t fragments;
+    bool all_quick; /* no key came the long way */
+    unsigned n;     /* with a key: */
+    uint8_t which[MOAT_BURST_MAX];
+    struct moat_key keys[MOAT_BURST_MAX];
+    uint64_t hashes[MOAT_BURST_MAX];
+    struct moat_pkt *keyed[MOAT_BURST_MAX];
+    uint32_t found[MOAT_BURST_MAX];
+};
+
+/* One copy of the live path per direction: `dir` is a constant in each. */
+#define STRAIGHT static inline __attribute__((always_inline))
+
+#define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
+#define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
+
+/* pipe.c: a packet is refused, and why; counted. */
+void moat_pipe_refuse(struct burst *, unsigned i, enum moat_by, enum moat_reason);
+
+static inline void moat_pipe_pass(struct burst *b, unsigned i)
+{
+    b->passed |= 1u << i;
+    b->bytes += b->pkts[i].total;
+}
+
+/* Does this packet make or belong to a session of its own? */
+static inline bool moat_pipe_makes_sessions(const struct moat_pkt *p)
+{
+    return (p->kind == MOAT_PKT_TCP || p->kind == MOAT_PKT_UDP || p->kind == MOAT_PKT_ICMP_QUERY ||
+            p->kind == MOAT_PKT_IP_OTHER) &&
+           p->cast == MOAT_UNICAST && !p->ip_multicast;
+}
+
+/* Counts may lose a packet if two threads serve one direction (several queues). */
+STRAIGHT void moat_pipe_account(const struct burst *b, struct moat_session *s,
+                                const struct moat_pkt *p, const enum moat_dir dir)
+{
+    if (LOAD(&s->seen) != b->thread->now_s)
+        STORE(&s->seen, b->thread->now_s);
+    STORE(&s->packets[dir], LOAD(&s->packets[dir]) + 1);
+    STORE(&s->bytes[dir], LOAD(&s->bytes[dir]) + p->total);
+}
+
+/* pipe.c: packet i meets the live session s. */
+void moat_pipe_track(struct burst *, unsigned i, struct moat_session *s);
+bool moat_pipe_is_over(const struct burst *, const struct moat_session *, const struct moat_pkt *);
+
+/* open.c: the packet of key k has no live session, or not where it was looked for. */
+void moat_open(struct burst *, unsigned k);
+
+/* open.c: packets without a session of their own. */
+void moat_open_stateless(struct burst *, unsigned i);
+void moat_open_error(struct burst *, unsigned i);
+void moat_open_fragment(struct burst *, unsigned i);
+
+/* open.c: an event about a packet, if the slot may log now. */
+void moat_pipe_log(struct burst *, const struct moat_pkt *, const struct moat_flow *,
+                   const struct moat_match *, enum moat_reason, const char *text);
+
+#endif /* datapath/pipe_private.h */
