@@ -303,6 +303,8 @@ static void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller
 RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_ses_side *dst,
                                        const struct moat_tcp_seg *s)
 {
+    if (s->flags & MOAT_TCP_ACK && s->ack)
+        return MOAT_R_TCP_WINDOW; /* there is nothing to acknowledge */
     if (s->seq == LOAD(src->seq_lo)) {
         STORE(dst->seq_hi, LOAD(dst->seq_lo) - NOWHERE);
         rise(src, MOAT_TCPS_RESET);

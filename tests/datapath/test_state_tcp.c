@@ -259,6 +259,7 @@ static const struct conversation conversations[] = {
     {"given up", STRICT, MOAT_T_TCP_CLOSED,
      ROWS{{A, SYN, 0, 0, 0, 1000, PASS},
           {A, RST, 2, 0, 0, 0, WINDOW, "SN"},
+          {A, RST | ACK, 1, 12345, 0, 0, WINDOW, "SN"},
           {A, RST, 1, 0, 0, 0, PASS, "RR"},
           {B, SYN | ACK, 0, 1, 0, 1000, STATE, "RR"}, /* nobody wants it any more */
           {B, RST | ACK, 0, 1, 0, 1000, WINDOW, "RR"},

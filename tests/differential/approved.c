@@ -75,6 +75,8 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
         if (!s->unbelieved && state(s, who) == MOAT_TCPS_SYN_SENT &&
             p->seq + p->len + 1 != s->before[who].seq_lo)
             h->other_answer = true;
+        h->late_answer |= s->unbelieved;
+        h->early_left |= state(s, who) == MOAT_TCPS_NONE && p->ack != s->before[!who].seq_lo;
     } else if (s->unbelieved && state(s, who) == MOAT_TCPS_NONE) {
         h->half_open = true;
     }
@@ -121,8 +123,13 @@ static bool edge(const struct past *h, const struct packet *p, const struct seen
 {
     (void)h;
     return s->live && before(s->before[p->from].seq_lo, p->seq) &&
-           ((p->flags & RST && s->unbelieved) ||
-            (p->flags & FIN && state(s, p->from) == MOAT_TCPS_SYN_SENT));
+           ((p->flags & RST && s->unbelieved) || state(s, p->from) == MOAT_TCPS_SYN_SENT);
+}
+
+static bool early_data(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return h->early_left && s->live;
 }
 
 static bool half_open(const struct past *h, const struct packet *p, const struct seen *s)
@@ -190,6 +197,12 @@ static bool nobody_follows(const struct past *h, const struct packet *p, const s
     return s->live && h->lost_kernel && (h->lost_ovs || p->flags & (RST | FIN));
 }
 
+static bool looser_after_forgery(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    return s->live && h->forged && (h->lost_ovs || h->lost_kernel);
+}
+
 /* --- stricter --- */
 
 static bool forged(const struct past *h, const struct packet *p, const struct seen *s)
@@ -248,6 +261,19 @@ static bool two_answers(const struct past *h, const struct packet *p, const stru
     return h->other_answer;
 }
 
+static bool late_syn_ack(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)p;
+    (void)s;
+    return h->late_answer;
+}
+
+static bool lost_fin(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)h;
+    return s->live && !p->len && p->seq == s->before[p->from].seq_hi + 1;
+}
+
 static bool bare_reset(const struct past *h, const struct packet *p, const struct seen *s)
 {
     (void)h;
@@ -271,12 +297,16 @@ const struct approved approved[] = {
      "Moat keeps the edge of the window, not the acknowledgement; it believes nothing of it and "
      "the receiver drops it (RFC 5961, 3.2)"},
     {"at-the-edge", LOOSER, edge,
-     "a RST that is not exact, or the FIN of an end that nobody has acknowledged yet, at the far "
-     "end of "
-     "the window: Moat's edge may be above the kernel's, by the rounding of a scaled window, by "
-     "the "
-     "window of an old segment or by that of the SYN; the RST is not believed and will be "
+     "a RST that is not exact, or a segment of an end whose SYN nobody has acknowledged yet, at "
+     "the far "
+     "end of the window: Moat's edge may be above the kernel's, by the rounding of a scaled "
+     "window, by "
+     "the window of an old segment or by that of the SYN; the RST is not believed and will be "
      "challenged (RFC 5961, 3.2), which Open vSwitch lets nobody do"},
+    {"data-of-the-syn", LOOSER, early_data,
+     "the called end has not taken all data of the SYN (RFC 7413): it comes again, from below what "
+     "was "
+     "sent already; the kernel ignores it when the window is smaller, and loses track"},
     {"half-open", LOOSER, half_open,
      "the called end still has an older connection; the RST that the caller sends for that one is "
      "not "
@@ -315,16 +345,20 @@ const struct approved approved[] = {
      "seconds, so "
      "that its sender hears of the reset; both others forget some resets at once"},
     {"nobody-follows", LOOSER, nobody_follows,
-     "both others have refused packets of the connection before that one of them or an approval "
-     "above "
-     "let pass: they are in other states and no measure any more"},
+     "both others have refused packets of the connection before, which the other one or an "
+     "approval "
+     "above let pass: they are in other states and no measure any more"},
+    {"after-a-forgery", LOOSER, looser_after_forgery,
+     "a forged packet fitted to Moat and to one of the others, which followed it; the other one "
+     "passed "
+     "or refused it without following, and only that one's verdict is left"},
 
     {"forged", STRICTER, forged, "the adversary's"},
     {"of-no-use", STRICTER, no_use,
      "its receiver learnt nothing of it: old, out of its window, or for a connection that it does "
      "not "
      "have"},
-    {"after-a-forgery", STRICTER, after_forgery,
+    {"fitting-forgery", STRICTER, after_forgery,
      "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
     {"after-a-refusal", STRICTER, after_refusal,
      "side by side what Moat refused arrives all the same, and is answered"},
@@ -332,6 +366,14 @@ const struct approved approved[] = {
      "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
      "had "
      "forgotten the connection: the caller will send its SYN again, and the answer to that fits"},
+    {"late-syn-ack", STRICTER, late_syn_ack,
+     "a SYN|ACK within the windows that belongs to another connection (an old one that came late, "
+     "or "
+     "by chance the next one's) passed unbelieved and was answered by an end that had forgotten "
+     "all"},
+    {"lost-fin", STRICTER, lost_fin,
+     "an acknowledgement behind a FIN that was sent without room and was lost: the FIN will come "
+     "again"},
     {"two-answers", STRICTER, two_answers,
      "two SYN|ACKs with different numbers passed before either was acknowledged, and the caller "
      "took "

@@ -27,6 +27,8 @@ struct past {
     bool simultaneous;          /* the called end has sent a SYN too */
     bool other_syn;             /* before an answer came, SYNs with different numbers */
     bool other_answer;          /* SYN|ACKs with different numbers */
+    bool early_left;            /* data of the SYN was not acknowledged with it */
+    bool late_answer;           /* a SYN|ACK passed unbelieved */
     bool answered;              /* the called end has sent something that was believed */
     bool lost_ovs, lost_kernel; /* has refused a packet that Moat passed */
     bool forged;                /* in the talk: a forged packet passed Moat */
