@@ -209,6 +209,17 @@ bool moat_pipe_is_over(const struct burst *b, const struct moat_session *s,
     return is_over(b, s, p);
 }
 
+/* True if a packet of the same tuple before k has missed: it may open the session anew, so k
+ * must not be tracked by the old one. */
+static __attribute__((noinline)) bool is_behind_miss(const struct burst *b, unsigned k,
+                                                     uint32_t misses)
+{
+    for (; misses; misses &= misses - 1)
+        if (!memcmp(&b->keys[__builtin_ctz(misses)], &b->keys[k], sizeof b->keys[k]))
+            return true;
+    return false;
+}
+
 /* Tracks the packets of live sessions; bit k of the result: keyed packet k has none, or
  * it is not where it was looked for. */
 STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bool candidates)
@@ -227,7 +238,8 @@ STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bo
             continue;
         }
         s = &sessions[b->found[k]];
-        if (__builtin_expect((candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, p),
+        if (__builtin_expect((candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, p) ||
+                                 (misses && is_behind_miss(b, k, misses)),
                              0)) {
             misses |= 1u << k;
             continue;
