@@ -203,7 +203,21 @@ static bool looser_after_forgery(const struct past *h, const struct packet *p, c
     return s->live && h->forged && (h->lost_ovs || h->lost_kernel);
 }
 
+static bool redirect(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    return p->kind == K_ERROR && h->talk->family == 4 && p->type == 5;
+}
+
 /* --- stricter --- */
+
+static bool empty_quote(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    const struct packet *q = p->quotes >= 0 ? &h->talk->p[p->quotes] : 0;
+
+    (void)s;
+    return p->kind == K_ERROR && q && q->kind == K_OTHER && q->len < 8;
+}
 
 static bool forged(const struct past *h, const struct packet *p, const struct seen *s)
 {
@@ -352,8 +366,16 @@ const struct approved approved[] = {
      "a forged packet fitted to Moat and to one of the others, which followed it; the other one "
      "passed "
      "or refused it without following, and only that one's verdict is left"},
+    {"redirect", LOOSER, redirect,
+     "an ICMP redirect is no error of a session: the rules alone admit it, if they admit all"},
 
     {"forged", STRICTER, forged, "the adversary's"},
+    {"redirected", STRICTER, redirect,
+     "an ICMP redirect is no error of a session: rules refuse it, and the VM may send none"},
+    {"empty-quote", STRICTER, empty_quote,
+     "an error about a packet with less than 8 bytes behind its IP header: nothing that is sent is "
+     "so "
+     "short"},
     {"of-no-use", STRICTER, no_use,
      "its receiver learnt nothing of it: old, out of its window, or for a connection that it does "
      "not "
