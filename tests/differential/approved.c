@@ -321,6 +321,10 @@ const struct approved approved[] = {
      "the called end has not taken all data of the SYN (RFC 7413): it comes again, from below what "
      "was "
      "sent already; the kernel ignores it when the window is smaller, and loses track"},
+    {"used-again", LOOSER, used,
+     "the tuple of a connection that is over is used again, by either end that may call: the "
+     "kernel "
+     "keeps the old one until the answer, and lets the end that was called not call"},
     {"half-open", LOOSER, half_open,
      "the called end still has an older connection; the RST that the caller sends for that one is "
      "not "
@@ -342,10 +346,6 @@ const struct approved approved[] = {
      "a SYN on a connection that lives passes to be challenged and is not believed; both others "
      "may "
      "begin anew with it, what belongs to the connection is strange to them then"},
-    {"used-again", LOOSER, used,
-     "the tuple of a connection that is over is used again, by either end that may call: the "
-     "kernel "
-     "keeps the old one until the answer, and lets the end that was called not call"},
     {"sack-ahead", LOOSER, sack_ahead,
      "a SACK block for what was not sent: the kernel takes its edge for an acknowledgement, Moat "
      "does "
@@ -384,6 +384,8 @@ const struct approved approved[] = {
      "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
     {"after-a-refusal", STRICTER, after_refusal,
      "side by side what Moat refused arrives all the same, and is answered"},
+    {"simultaneous-open-with-data", STRICTER, simultaneous_data,
+     "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
     {"answer-to-an-earlier-syn", STRICTER, earlier_syn,
      "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
      "had "
@@ -406,8 +408,6 @@ const struct approved approved[] = {
      "this one: it will be, if the other end still has it"},
     {"bare-reset-answers-a-syn", STRICTER, bare_reset,
      "a RST without ACK says nothing to an end in SYN-SENT (RFC 9293, 3.10.7.3)"},
-    {"simultaneous-open-with-data", STRICTER, simultaneous_data,
-     "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
 };
 
 const unsigned n_approved = sizeof approved / sizeof *approved;
