@@ -203,7 +203,21 @@ static bool looser_after_forgery(const struct past *h, const struct packet *p, c
     return s->live && h->forged && (h->lost_ovs || h->lost_kernel);
 }
 
+static bool redirect(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    (void)s;
+    return p->kind == K_ERROR && h->talk->family == 4 && p->type == 5;
+}
+
 /* --- stricter --- */
+
+static bool empty_quote(const struct past *h, const struct packet *p, const struct seen *s)
+{
+    const struct packet *q = p->quotes >= 0 ? &h->talk->p[p->quotes] : 0;
+
+    (void)s;
+    return p->kind == K_ERROR && q && q->kind == K_OTHER && q->len < 8;
+}
 
 static bool forged(const struct past *h, const struct packet *p, const struct seen *s)
 {
@@ -307,6 +321,10 @@ const struct approved approved[] = {
      "the called end has not taken all data of the SYN (RFC 7413): it comes again, from below what "
      "was "
      "sent already; the kernel ignores it when the window is smaller, and loses track"},
+    {"used-again", LOOSER, used,
+     "the tuple of a connection that is over is used again, by either end that may call: the "
+     "kernel "
+     "keeps the old one until the answer, and lets the end that was called not call"},
     {"half-open", LOOSER, half_open,
      "the called end still has an older connection; the RST that the caller sends for that one is "
      "not "
@@ -328,10 +346,6 @@ const struct approved approved[] = {
      "a SYN on a connection that lives passes to be challenged and is not believed; both others "
      "may "
      "begin anew with it, what belongs to the connection is strange to them then"},
-    {"used-again", LOOSER, used,
-     "the tuple of a connection that is over is used again, by either end that may call: the "
-     "kernel "
-     "keeps the old one until the answer, and lets the end that was called not call"},
     {"sack-ahead", LOOSER, sack_ahead,
      "a SACK block for what was not sent: the kernel takes its edge for an acknowledgement, Moat "
      "does "
@@ -352,8 +366,16 @@ const struct approved approved[] = {
      "a forged packet fitted to Moat and to one of the others, which followed it; the other one "
      "passed "
      "or refused it without following, and only that one's verdict is left"},
+    {"redirect", LOOSER, redirect,
+     "an ICMP redirect is no error of a session: the rules alone admit it, if they admit all"},
 
     {"forged", STRICTER, forged, "the adversary's"},
+    {"redirected", STRICTER, redirect,
+     "an ICMP redirect is no error of a session: rules refuse it, and the VM may send none"},
+    {"empty-quote", STRICTER, empty_quote,
+     "an error about a packet with less than 8 bytes behind its IP header: nothing that is sent is "
+     "so "
+     "short"},
     {"of-no-use", STRICTER, no_use,
      "its receiver learnt nothing of it: old, out of its window, or for a connection that it does "
      "not "
@@ -362,6 +384,8 @@ const struct approved approved[] = {
      "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
     {"after-a-refusal", STRICTER, after_refusal,
      "side by side what Moat refused arrives all the same, and is answered"},
+    {"simultaneous-open-with-data", STRICTER, simultaneous_data,
+     "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
     {"answer-to-an-earlier-syn", STRICTER, earlier_syn,
      "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
      "had "
@@ -384,8 +408,6 @@ const struct approved approved[] = {
      "this one: it will be, if the other end still has it"},
     {"bare-reset-answers-a-syn", STRICTER, bare_reset,
      "a RST without ACK says nothing to an end in SYN-SENT (RFC 9293, 3.10.7.3)"},
-    {"simultaneous-open-with-data", STRICTER, simultaneous_data,
-     "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
 };
 
 const unsigned n_approved = sizeof approved / sizeof *approved;

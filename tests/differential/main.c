@@ -2,10 +2,12 @@
 
 /* Moat against two independent trackers, on conversations made up from a seed.
  *
- *   differential tcp|other [--conversations N] [--first N] [--conversation N] [-v]
+ *   run_differential tcp|other [--conversations N] [--first N] [--conversation N] [-v]
+ *                              [--show NAME]
  *
  * $MOAT_SEED is the seed.  -v prints every packet with its verdicts, --conversation is one
- * alone.  Fails if a difference is found that nobody approved (approved.c). */
+ * alone, --show prints the first conversations with an approved difference.  Fails if a difference
+ * is found that nobody approved (approved.c). */
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,13 +17,14 @@
 #include "tracker.h"
 
 #define BATCH 200 /* conversations between two flushes of the others' tables */
-#define MAX_COMPLAINTS 5000
+#define MAX_COMPLAINTS 5
 
 struct run {
     void (*make)(struct talk *, uint64_t seed, uint32_t number);
     uint64_t seed;
     uint32_t first, n;
-    bool verbose, whole;
+    bool verbose;
+    const char *show;
     uint64_t packets, passed[3], hits[64], same, unexplained;
 };
 
@@ -133,6 +136,11 @@ static void explain(struct run *r, enum difference difference, const struct past
     int which = find_approved(difference, past);
 
     if (which >= 0) {
+        if (r->show && !strcmp(r->show, approved[which].name) && r->hits[which] < MAX_COMPLAINTS) {
+            printf("\npacket %u shows %s (%s):\n", past->i, r->show,
+                   past->mode == CHAIN ? "chain" : "side by side");
+            print_talk(past->talk, past->seen);
+        }
         r->hits[which]++;
     } else if (r->unexplained++ < MAX_COMPLAINTS) {
         printf("\npacket %u: Moat %s it, both others do not (%s), and nobody approved that:\n",
@@ -194,8 +202,8 @@ static int report(const struct run *r)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: differential tcp|other [--conversations N] [--first N] "
-                    "[--conversation N] [-v]\n");
+    fprintf(stderr, "usage: run_differential tcp|other [--conversations N] [--first N] "
+                    "[--conversation N] [-v] [--show NAME]\n");
     return 2;
 }
 
@@ -213,6 +221,8 @@ int main(int argc, char **argv)
             r.verbose = true;
         else if (!strcmp(argv[i], "--conversations") && more)
             r.n = (uint32_t)strtoul(argv[++i], NULL, 0);
+        else if (!strcmp(argv[i], "--show") && more)
+            r.show = argv[++i];
         else if (!strcmp(argv[i], "--first") && more)
             r.first = (uint32_t)strtoul(argv[++i], NULL, 0);
         else if (!strcmp(argv[i], "--conversation") && more)
