@@ -332,14 +332,15 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
 
     if (LOAD(src->state) >= MOAT_TCPS_CLOSING)
         low--; /* the FIN may have moved the edge */
+    if (!guessed && from_vm && s->flags & MOAT_TCP_ACK && s->ack &&
+        far_apart(LOAD(dst->seq_lo), s->ack))
+        knows_nothing(src, dst);
     if (guessed || lenient) {
         low = lo - slack;
         hi += lenient ? slack : 0;
-    } else if (s->flags & MOAT_TCP_ACK && s->ack) { /* some stacks leave it 0 */
-        if (from_vm && far_apart(LOAD(dst->seq_lo), s->ack))
-            knows_nothing(src, dst);
-        if (before(LOAD(dst->seq_lo), s->ack))
-            return MOAT_R_TCP_WINDOW;
+    } else if (s->flags & MOAT_TCP_ACK && s->ack && /* some stacks leave it 0 */
+               before(LOAD(dst->seq_lo), s->ack)) {
+        return MOAT_R_TCP_WINDOW;
     }
     if (before(hi, lo) || before(hi, s->seq + s->len) || (s->seq != lo && s->seq - low > hi - low))
         return MOAT_R_TCP_WINDOW;
