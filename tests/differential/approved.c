@@ -90,7 +90,9 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
     }
     h->lost_ovs |= !s->ovs[h->mode];
     h->lost_kernel |= !s->kernel[h->mode];
-    h->forged |= p->forged;
+    /* A RST that is not exact, and that its receiver did not believe, is none that fits. */
+    h->forged |= p->forged &&
+                 !(p->flags & RST && p->seq != s->before[who].seq_lo && p->arrived && !p->useful);
 }
 
 void look_back(struct past *h, const struct talk *t, const struct seen *seen, unsigned i,
@@ -381,7 +383,8 @@ const struct approved approved[] = {
      "not "
      "have"},
     {"fitting-forgery", STRICTER, after_forgery,
-     "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
+     "a forged packet fitted and passed, and was not one that its receiver would challenge: Moat "
+     "believes its numbers, its FIN or its RST"},
     {"after-a-refusal", STRICTER, after_refusal,
      "side by side what Moat refused arrives all the same, and is answered"},
     {"simultaneous-open-with-data", STRICTER, simultaneous_data,
