@@ -33,7 +33,7 @@
 #define OPENED 0x10
 #define MAX_SCALE 14
 #define MIN_SLACK 66000u     /* an unscaled window and a segment: what may be old or ahead */
-#define NOWHERE (1u << 30)   /* so far behind the edge that nothing fits */
+#define NOWHERE (1u << 30)   /* seq_lo so far behind seq_hi: an end that was never heard */
 #define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
@@ -290,7 +290,7 @@ RARE void advance(struct moat_ses_side *src, struct moat_ses_side *dst,
 /* The VM answers a SYN that passed unbelieved as one that has no such connection: it was
  * called, and it was reset meanwhile.  Nobody else can send in its name.  The answer does not
  * fit, but the caller's next SYN will open anew. */
-static void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller)
+RARE void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller)
 {
     if (LOAD(vm->wscale) & OPENED || LOAD(vm->state) < MOAT_TCPS_ESTABLISHED)
         return;
@@ -327,7 +327,6 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
     bool guessed = (LOAD(src->wscale) | LOAD(dst->wscale)) & GUESSED;
     uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi), low = hi - max32(dst_win, 1);
     uint32_t slack = dst_win < MAX_AHEAD ? max32(dst_win, MIN_SLACK) : MAX_AHEAD;
-
     bool acks = s->flags & MOAT_TCP_ACK && s->ack; /* some stacks leave it 0 */
 
     if (LOAD(src->state) >= MOAT_TCPS_CLOSING)
@@ -338,7 +337,7 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
     } else if (acks && before(LOAD(dst->seq_lo), s->ack)) {
         low = hi + 1; /* nothing fits */
     }
-    if (before(hi, lo) || before(hi, s->seq + s->len) || before(hi, low) ||
+    if (before(hi, lo) || before(hi, low) || before(hi, s->seq + s->len) ||
         (s->seq != lo && s->seq - low > hi - low)) {
         if (from_vm && acks && far_apart(LOAD(dst->seq_lo), s->ack))
             knows_nothing(src, dst);
@@ -371,8 +370,7 @@ STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_sid
 }
 
 /* A SYN|ACK again may offer more. */
-static void widen(struct moat_ses_side *src, struct moat_ses_side *dst,
-                  const struct moat_tcp_seg *s)
+RARE void widen(struct moat_ses_side *src, struct moat_ses_side *dst, const struct moat_tcp_seg *s)
 {
     uint16_t win = syn_window(s->win, LOAD(src->wscale), LOAD(dst->wscale));
     uint32_t hi = s->ack + max32(s->win, 1);
