@@ -6,7 +6,9 @@
 #include "datapath/guard.h"
 
 #include <check.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "datapath/mapping.h"
 #include "tests/lib/rig.h"
@@ -352,11 +354,21 @@ END_TEST
 /* What was learnt outlives the switch; what a crash left half written does not. */
 START_TEST(what_was_learnt_survives)
 {
+    char path[] = "/tmp/moat-test-XXXXXX";
+    int fd = mkstemp(path);
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    unlink(path);
+    rig_destroy(&r);
+    rig_start(&r, path, everything);
     settings.spoof = MOAT_SPOOF_LEARN;
     rig_settings(&r, A, &settings);
     ck_assert_int_eq(says(from4(foreign4)), MOAT_R_NONE);
     r.e->map->slots[0].learnt[1].state = MOAT_LEARNING;
-    moat_slots_recover(r.e);
+    rig_destroy(&r);
+    rig_create(&r, path);
+    unlink(path);
     ck_assert_int_eq(says(from4(other4)), MOAT_R_SPOOF_IP);
     ck_assert_int_eq(says(from4(foreign4)), MOAT_R_NONE);
     ck_assert_int_eq(says(from6(foreign6)), MOAT_R_NONE);
