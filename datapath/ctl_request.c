@@ -79,6 +79,8 @@ static int check_settings(struct ctl_request *r, const struct moat_settings *s)
         if (moat_ethertype_is_judged(s->ethertypes[i]))
             rc = ctl_refuse(r, -EINVAL, "ethertype 0x%04x cannot pass unjudged", s->ethertypes[i]);
     rc = rc ? rc : ctl_check_max(r, "enroll", s->enroll_s, MOAT_ENROLL_MAX);
+    rc = rc ? rc : ctl_check_max(r, "pickup", s->pickup_s, MOAT_PICKUP_MAX);
+    rc = rc ? rc : ctl_check_max(r, "hold", s->hold_ms, MOAT_HOLD_MAX);
     for (unsigned i = 0; !rc && i < MOAT_N_TIMERS; i++)
         rc = ctl_check_max(r, moat_timer_name(i), s->timers[i], MOAT_TIMER_MAX);
     rc = rc ? rc : ctl_check_max(r, "transfer-sessions", s->transfer_sessions, 1);

@@ -21,6 +21,8 @@
 #define DEFAULT_SESSIONS 262144
 #define MAX_SESSIONS (1u << 26)
 #define EVENTS 4096
+#define MAX_DATAGRAMS 65536 /* in fragments; some 1.3 KB each, touched when used */
+#define HELD_FRAGMENTS 2048
 #define AGE_SLICES 64 /* turns to look at every session once */
 
 static uint64_t next_engine_id = 1;
@@ -46,9 +48,31 @@ static bool session_belongs(void *e_, const struct moat_session *s)
     if (index >= e->conf.n_slots || !e->slots[index].view ||
         e->slots[index].view->tag != s->key.tag)
         return false;
-    e->slots[index].sessions++;
-    e->slots[index].half_open += !!(s->flags & MOAT_SES_F_HALF_OPEN);
     return true;
+}
+
+/* What the mapping said of recovered sessions is not believed where it would make them permanent or
+ * pass them unjudged; then they count. */
+static void adopt_sessions(struct moat_engine *e)
+{
+    uint32_t now_s = (uint32_t)(moat_engine_now_ms(e) / 1000);
+
+    for (uint32_t i = 0; i < moat_session_table_size(e->sessions); i++) {
+        struct moat_session *s = moat_session_at(e->sessions, i);
+        struct moat_slot *slot;
+
+        if (!s->key.tag)
+            continue;
+        slot = &e->slots[(s->key.tag & 0xfff) - 1];
+        if (s->serial != slot->view->serial)
+            s->serial = 0; /* to be judged again */
+        if ((int32_t)(now_s - s->seen) < 0)
+            s->seen = now_s;
+        if (s->key.proto != 6)
+            s->flags &= (uint8_t)~MOAT_SES_F_HALF_OPEN;
+        slot->sessions++;
+        slot->half_open += !!(s->flags & MOAT_SES_F_HALF_OPEN);
+    }
 }
 
 /* Runs in a packet thread that ends (OVS replaces them when its CPU mask changes).  Its
@@ -110,7 +134,13 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
     e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
     e->sessions = moat_session_table_create(e->map);
     e->fragments = moat_fragments_create(&(struct moat_fragment_conf){
-        .n_slots = e->conf.n_slots, .seed = {e->map->head->seed[0], e->map->head->seed[3]}});
+        .n_slots = e->conf.n_slots,
+        /* So that the quotas of all slots fit. */
+        .n_datagrams = e->conf.n_slots < MAX_DATAGRAMS / MOAT_DEFAULT_FRAGMENTS
+                           ? e->conf.n_slots * MOAT_DEFAULT_FRAGMENTS
+                           : MAX_DATAGRAMS,
+        .n_held = HELD_FRAGMENTS,
+        .seed = {e->map->head->seed[0], e->map->head->seed[3]}});
     if (!e->slots || !e->sessions || !e->fragments || init_locks(e)) {
         snprintf(err, err_size, "out of memory");
         moat_engine_destroy(e);
@@ -119,6 +149,7 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
     e->started_s = moat_engine_now_ms(e) / 1000;
     e->recovered_slots = moat_slots_recover(e);
     e->recovered_sessions = moat_session_table_recover(e->sessions, session_belongs, e);
+    adopt_sessions(e);
     return e;
 }
 

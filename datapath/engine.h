@@ -63,9 +63,9 @@ struct moat_engine {
     pthread_key_t thread_key; /* gives a thread's context back when the thread ends */
     uint32_t recovered_slots, recovered_sessions;
     uint64_t started_s;
-    uint32_t age_next; /* control thread: next session to look at */
+    uint32_t age_next;               /* control thread: next session to look at */
     uint32_t sweep_next, sweep_left; /* sweep.c; under lock, `left` is atomic */
-    uint64_t id;       /* of this engine object: a thread's cached context belongs to it */
+    uint64_t id; /* of this engine object: a thread's cached context belongs to it */
 };
 
 /* What one packet thread owns. */

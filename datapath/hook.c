@@ -229,11 +229,58 @@ static __attribute__((noinline)) void gather(struct moat_pkt *p, const struct rt
     }
 }
 
+static void count_lost(const struct moat_port *port)
+{
+    const struct moat_slot *slot = __atomic_load_n(&port->slot, __ATOMIC_ACQUIRE);
+    struct moat_thread *self = moat_thread_self(engine);
+
+    if (slot && self)
+        moat_count(moat_thread_counters(self, slot->index), MOAT_C_INJECT_LOST, 1);
+}
+
+/* Frames to the VM that a burst has made.  They are sent when it has left its QSBR section: the
+ * ring's lock may belong to a vhost thread that waits for the engine's lock, whose holder may
+ * be waiting for this burst to end. */
+static __thread struct {
+    bool judging;
+    unsigned n;
+    struct rte_mbuf *pkts[MOAT_BURST_MAX];
+} aside;
+
+static bool put_aside(const uint8_t *frame, uint32_t len)
+{
+    struct rte_mbuf *m = aside.n < MOAT_BURST_MAX ? rte_pktmbuf_alloc(own_mbufs) : NULL;
+
+    if (!m || len > rte_pktmbuf_tailroom(m)) {
+        rte_pktmbuf_free(m);
+        return false;
+    }
+    memcpy(rte_pktmbuf_append(m, (uint16_t)len), frame, len);
+    aside.pkts[aside.n++] = m;
+    return true;
+}
+
+static __attribute__((noinline)) void send_aside(struct moat_port *port)
+{
+    const struct host *host = port->host;
+    int vid = __atomic_load_n(&host->vid, __ATOMIC_ACQUIRE);
+    unsigned sent = 0;
+
+    if (vid >= 0 && aside.n)
+        sent = vhost.enqueue(vid, VM_FIRST_RING, aside.pkts, (uint16_t)aside.n);
+    for (unsigned i = sent; i < aside.n; i++)
+        count_lost(port);
+    if (aside.n)
+        rte_pktmbuf_free_bulk(aside.pkts, aside.n); /* the ring has copies */
+    aside.n = 0;
+}
+
 static uint32_t judge(struct moat_port *port, enum moat_dir dir, struct rte_mbuf **pkts, unsigned n)
 {
     uint8_t scratch[MOAT_BURST_MAX][MOAT_PARSE_BYTES]; /* touched by segmented packets only */
     struct moat_pkt burst[MOAT_BURST_MAX];
     struct moat_thread *self = likely(port != NULL) ? moat_thread_self(engine) : NULL;
+    uint32_t pass;
 
     if (unlikely(!self))
         return 0;
@@ -250,7 +297,12 @@ static uint32_t judge(struct moat_port *port, enum moat_dir dir, struct rte_mbuf
         if (unlikely(burst[i].len < burst[i].total && burst[i].len < MOAT_PARSE_BYTES))
             gather(&burst[i], m, scratch[i]);
     }
-    return moat_pipe_burst(self, port, dir, burst, n);
+    aside.judging = true;
+    pass = moat_pipe_burst(self, port, dir, burst, n);
+    aside.judging = false;
+    if (unlikely(aside.n))
+        send_aside(port);
+    return pass;
 }
 
 /* Keeps the admitted packets of one burst, in order; frees the others. */
@@ -274,37 +326,14 @@ static unsigned sift(struct rte_mbuf **to, struct rte_mbuf **from, unsigned n, u
 
 /* --- frames beside the burst --- */
 
-static void count_lost(const struct moat_port *port)
-{
-    const struct moat_slot *slot = __atomic_load_n(&port->slot, __ATOMIC_ACQUIRE);
-    struct moat_thread *self = moat_thread_self(engine);
-
-    if (slot && self)
-        moat_count(moat_thread_counters(self, slot->index), MOAT_C_INJECT_LOST, 1);
-}
-
-/* The ring is locked by the vhost library, within the call, and by nobody else. */
-static bool give_to_vm(const struct host *host, const uint8_t *frame, uint32_t len)
-{
-    int vid = __atomic_load_n(&host->vid, __ATOMIC_ACQUIRE);
-    struct rte_mbuf *m = vid < 0 ? NULL : rte_pktmbuf_alloc(own_mbufs);
-    bool sent = false;
-
-    if (m && len <= rte_pktmbuf_tailroom(m)) {
-        memcpy(rte_pktmbuf_append(m, (uint16_t)len), frame, len);
-        sent = vhost.enqueue(vid, VM_FIRST_RING, &m, 1) == 1;
-    }
-    rte_pktmbuf_free(m); /* copied or not */
-    return sent;
-}
-
 void hook_inject(struct moat_port *port, enum moat_dir dir, const uint8_t *frame, uint32_t len)
 {
     struct host *host = port->host;
 
-    if (dir == MOAT_TO_VM ? !give_to_vm(host, frame, len)
-                          : !moat_pending_push(&host->pending, frame, len))
+    if (dir == MOAT_TO_VM ? !put_aside(frame, len) : !moat_pending_push(&host->pending, frame, len))
         count_lost(port);
+    if (dir == MOAT_TO_VM && !aside.judging)
+        send_aside(port);
 }
 
 /* Up to n frames that wait, in mbufs of the switch's pool.  Without an mbuf they wait on. */

@@ -90,6 +90,9 @@ static void answer(struct burst *b, const struct moat_pkt *p)
 
     if (!b->engine->conf.inject || b->view->state == MOAT_SLOT_ENROLLING)
         return;
+    /* The switch floods what it does not know: that was for somebody else. */
+    if (b->dir == MOAT_TO_VM && memcmp(p->data, b->view->mac, sizeof b->view->mac))
+        return;
     len = moat_reject_build(p, frame);
     if (!len)
         return;
@@ -173,8 +176,6 @@ static void count_opened(struct burst *b, const struct moat_session *fresh)
     moat_count(b->counters, MOAT_C_SESSIONS_CREATED, 1);
     if (fresh->flags & MOAT_SES_F_LOOSE)
         moat_count(b->counters, MOAT_C_PICKED_UP, 1);
-    if (fresh->flags & MOAT_SES_F_HALF_OPEN)
-        __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
 }
 
 /* May the vNIC have one more?  `more`: it adds to those that there are. */
@@ -239,6 +240,8 @@ static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_se
     bool found;
     uint32_t index = moat_session_insert(t, b->thread, b->hashes[k], fresh, &found, &reason);
 
+    if ((index == MOAT_NO_SESSION || found) && fresh->flags & MOAT_SES_F_HALF_OPEN)
+        moat_slot_half_open_ended(b->view->slot);
     if (index == MOAT_NO_SESSION)
         return reason;
     if (found) { /* another thread was faster */
@@ -261,6 +264,9 @@ static void open_session(struct burst *b, unsigned k, struct moat_session *old,
     fresh->key = b->keys[k];
     b->keyed[k]->by = MOAT_BY_RULE;
     b->keyed[k]->rule = d->rule;
+    /* Before anybody can meet it: who ends it subtracts. */
+    if (!reason && fresh->flags & MOAT_SES_F_HALF_OPEN)
+        __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
     if (!reason && old && restart(b, k, old, fresh)) {
         count_opened(b, fresh);
         moat_pipe_pass(b, i);
@@ -429,7 +435,8 @@ static struct moat_session *session_of(struct burst *b, const struct moat_fragme
     if (index == MOAT_NO_SESSION)
         return NULL;
     s = moat_session_at(b->engine->sessions, index);
-    if (LOAD(&s->flags) & MOAT_SES_F_CUT)
+    if (LOAD(&s->flags) & MOAT_SES_F_CUT ||
+        moat_session_expired(s, b->thread->now_s, &b->view->timers))
         return NULL;
     if (a->key.proto == 6)
         reason = moat_tcp_track(s->side, b->dir, &a->tcp, false);

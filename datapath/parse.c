@@ -575,7 +575,7 @@ static NOINLINE uint16_t skip_tags(struct moat_pkt *p, uint32_t *off, uint16_t t
             bad(p, p->n_tags == MAX_TAGS ? MOAT_R_VLAN : MOAT_R_L2_SHORT);
             return p->n_tags == MAX_TAGS ? type : 0;
         }
-        if (!p->n_tags)
+        if (!p->vlan)
             p->vlan = be16(p->data + *off) & 0xfff;
         p->n_tags++;
         type = be16(p->data + *off + 2);

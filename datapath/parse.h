@@ -62,7 +62,7 @@ struct moat_pkt {
     uint8_t icmp_reply; /* ICMP_QUERY: this is the reply of its pair */
     uint8_t icmp_base;  /* ICMP_QUERY: type of the request of its pair */
     uint16_t icmp_id;   /* ICMP_QUERY: identifier */
-    uint16_t vlan;      /* outermost tag's VLAN id, 0: untagged or priority tag */
+    uint16_t vlan;      /* outermost VLAN id that is not 0; 0: untagged or priority tags */
     uint16_t n_tags;
     uint16_t l3_off, l4_off;
     uint16_t sport, dport; /* TCP, UDP, host byte order; else 0 */

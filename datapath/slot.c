@@ -465,6 +465,21 @@ static int check_conf(const struct moat_slot_conf *c, char *err, size_t n)
             return -EINVAL;
         }
     }
+    if (c->settings.n_ethertypes > MOAT_ETHERTYPES_MAX) {
+        snprintf(err, n, "%u ethertypes, at most %u", c->settings.n_ethertypes,
+                 MOAT_ETHERTYPES_MAX);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < c->settings.n_ethertypes; i++)
+        if (moat_ethertype_is_judged(c->settings.ethertypes[i])) {
+            snprintf(err, n, "ethertype 0x%04x cannot pass unjudged", c->settings.ethertypes[i]);
+            return -EINVAL;
+        }
+    for (unsigned t = 0; t < MOAT_N_TIMERS; t++)
+        if (c->settings.timers[t] > MOAT_TIMER_MAX) {
+            snprintf(err, n, "timer %s is too long", moat_timer_name(t));
+            return -EINVAL;
+        }
     if (c->state != MOAT_SLOT_BLOCKED && c->state != MOAT_SLOT_ACTIVE &&
         c->state != MOAT_SLOT_ARRIVING && c->state != MOAT_SLOT_ENROLLING) {
         snprintf(err, n, "a slot cannot be claimed as %s", moat_slot_state_name(c->state));
@@ -953,7 +968,7 @@ static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moa
 
 uint32_t moat_slots_recover(struct moat_engine *e)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, now_s = (uint32_t)(now_us(e) / 1000000);
 
     for (uint32_t i = 0; i < e->conf.n_slots; i++) {
         struct moat_slot_rec *r = &e->map->slots[i];
@@ -968,6 +983,10 @@ uint32_t moat_slots_recover(struct moat_engine *e)
             continue;
         }
         recover_rules(e, s, r);
+        if (r->enroll_until > now_s + MOAT_ENROLL_MAX)
+            r->enroll_until = now_s; /* ends with the next turn */
+        if (r->pickup_until > now_s + MOAT_PICKUP_MAX)
+            r->pickup_until = 0;
         for (unsigned k = 0; k < 2; k++) {
             if (r->learnt[k].state != MOAT_LEARNT) /* a crash while it was written */
                 r->learnt[k].state = MOAT_LEARNT_NOTHING;

@@ -33,7 +33,7 @@
 #define OPENED 0x10
 #define MAX_SCALE 14
 #define MIN_SLACK 66000u     /* an unscaled window and a segment: what may be old or ahead */
-#define NOWHERE (1u << 30)   /* so far behind the edge that nothing fits */
+#define NOWHERE (1u << 30)   /* seq_lo so far behind seq_hi: an end that was never heard */
 #define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
@@ -290,7 +290,7 @@ RARE void advance(struct moat_ses_side *src, struct moat_ses_side *dst,
 /* The VM answers a SYN that passed unbelieved as one that has no such connection: it was
  * called, and it was reset meanwhile.  Nobody else can send in its name.  The answer does not
  * fit, but the caller's next SYN will open anew. */
-static void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller)
+RARE void knows_nothing(struct moat_ses_side *vm, struct moat_ses_side *caller)
 {
     if (LOAD(vm->wscale) & OPENED || LOAD(vm->state) < MOAT_TCPS_ESTABLISHED)
         return;
@@ -317,10 +317,9 @@ RARE enum moat_reason reset_unanswered(struct moat_ses_side *src, struct moat_se
 }
 
 /* Exact: the connection is over.  Merely within the window: the receiver will challenge
- * it (RFC 5961, section 3.2), so it passes and nothing is believed.
- * What is exact to the receiver is what it has acknowledged.  That is where the stream ends;
- * or, if it has missed the rest, as far behind the edge as its largest window, if it still
- * offers that.  It cannot be further behind: such a RST is dropped anyway. */
+ * it (RFC 5961, section 3.2), so it passes and nothing is believed.  Exact to the receiver
+ * is what it has acknowledged, and that may be less than what was sent; it is not less than
+ * the edge without the largest window. */
 RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst,
                             const struct moat_tcp_seg *s, uint32_t dst_win, bool from_vm,
                             bool lenient)
@@ -328,25 +327,25 @@ RARE enum moat_reason reset(struct moat_ses_side *src, struct moat_ses_side *dst
     bool guessed = (LOAD(src->wscale) | LOAD(dst->wscale)) & GUESSED;
     uint32_t lo = LOAD(src->seq_lo), hi = LOAD(src->seq_hi), low = hi - max32(dst_win, 1);
     uint32_t slack = dst_win < MAX_AHEAD ? max32(dst_win, MIN_SLACK) : MAX_AHEAD;
-    bool exact;
+    bool acks = s->flags & MOAT_TCP_ACK && s->ack; /* some stacks leave it 0 */
 
     if (LOAD(src->state) >= MOAT_TCPS_CLOSING)
         low--; /* the FIN may have moved the edge */
     if (guessed || lenient) {
         low = lo - slack;
         hi += lenient ? slack : 0;
-    } else if (s->flags & MOAT_TCP_ACK && s->ack) { /* some stacks leave it 0 */
-        if (from_vm && far_apart(LOAD(dst->seq_lo), s->ack))
-            knows_nothing(src, dst);
-        if (before(LOAD(dst->seq_lo), s->ack))
-            return MOAT_R_TCP_WINDOW;
+    } else if (acks && before(LOAD(dst->seq_lo), s->ack)) {
+        low = hi + 1; /* nothing fits */
     }
-    if (before(hi, lo) || before(hi, s->seq + s->len) || (s->seq != lo && s->seq - low > hi - low))
+    if (before(hi, lo) || before(hi, low) || before(hi, s->seq + s->len) ||
+        (s->seq != lo && s->seq - low > hi - low)) {
+        if (from_vm && acks && far_apart(LOAD(dst->seq_lo), s->ack))
+            knows_nothing(src, dst);
         return MOAT_R_TCP_WINDOW;
+    }
     if (s->seq != lo && LOAD(src->state) == MOAT_TCPS_SYN_SENT)
         return MOAT_R_TCP_WINDOW; /* it has not been offered any window */
-    exact = s->seq == lo || (s->seq == low && before(low, lo) && !guessed && !lenient);
-    if (!exact || LOAD(src->state) == MOAT_TCPS_RESET)
+    if (s->seq != lo || LOAD(src->state) == MOAT_TCPS_RESET)
         return MOAT_TCP_UNBELIEVED;
     rise(src, MOAT_TCPS_RESET);
     rise(dst, MOAT_TCPS_RESET);
@@ -371,8 +370,7 @@ STRAIGHT void measure(const struct moat_ses_side *src, const struct moat_ses_sid
 }
 
 /* A SYN|ACK again may offer more. */
-static void widen(struct moat_ses_side *src, struct moat_ses_side *dst,
-                  const struct moat_tcp_seg *s)
+RARE void widen(struct moat_ses_side *src, struct moat_ses_side *dst, const struct moat_tcp_seg *s)
 {
     uint16_t win = syn_window(s->win, LOAD(src->wscale), LOAD(dst->wscale));
     uint32_t hi = s->ack + max32(s->win, 1);

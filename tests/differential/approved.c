@@ -90,7 +90,9 @@ static void look_at(struct past *h, const struct packet *p, const struct seen *s
     }
     h->lost_ovs |= !s->ovs[h->mode];
     h->lost_kernel |= !s->kernel[h->mode];
-    h->forged |= p->forged;
+    /* A RST that is not exact, and that its receiver did not believe, is none that fits. */
+    h->forged |= p->forged &&
+                 !(p->flags & RST && p->seq != s->before[who].seq_lo && p->arrived && !p->useful);
 }
 
 void look_back(struct past *h, const struct talk *t, const struct seen *seen, unsigned i,
@@ -304,111 +306,98 @@ static bool simultaneous_data(const struct past *h, const struct packet *p, cons
     return false;
 }
 
+/* clang-format off */
 const struct approved approved[] = {
     {"old-reset", LOOSER, old_reset,
      "a RST below what its receiver has acknowledged, but within the largest window that it "
-     "offered: "
-     "Moat keeps the edge of the window, not the acknowledgement; it believes nothing of it and "
-     "the receiver drops it (RFC 5961, 3.2)"},
+     "offered: Moat keeps the edge of the window, not the acknowledgement; it believes "
+     "nothing of it and the receiver drops it (RFC 5961, 3.2)"},
     {"at-the-edge", LOOSER, edge,
-     "a RST that is not exact, or a segment of an end whose SYN nobody has acknowledged yet, at "
-     "the far "
-     "end of the window: Moat's edge may be above the kernel's, by the rounding of a scaled "
-     "window, by "
-     "the window of an old segment or by that of the SYN; the RST is not believed and will be "
-     "challenged (RFC 5961, 3.2), which Open vSwitch lets nobody do"},
+     "a RST that is not exact, or a segment of an end whose SYN nobody has acknowledged yet, "
+     "at the far end of the window: Moat's edge may be above the kernel's, by the rounding "
+     "of a scaled window, by the window of an old segment or by that of the SYN; the RST is "
+     "not believed and will be challenged (RFC 5961, 3.2), which Open vSwitch lets nobody do"},
     {"data-of-the-syn", LOOSER, early_data,
-     "the called end has not taken all data of the SYN (RFC 7413): it comes again, from below what "
-     "was "
-     "sent already; the kernel ignores it when the window is smaller, and loses track"},
+     "the called end has not taken all data of the SYN (RFC 7413): it comes again, from "
+     "below what was sent already; the kernel ignores it when the window is smaller, and "
+     "loses track"},
     {"used-again", LOOSER, used,
      "the tuple of a connection that is over is used again, by either end that may call: the "
-     "kernel "
-     "keeps the old one until the answer, and lets the end that was called not call"},
+     "kernel keeps the old one until the answer, and lets the end that was called not call"},
     {"half-open", LOOSER, half_open,
-     "the called end still has an older connection; the RST that the caller sends for that one is "
-     "not "
-     "the end of the call (RFC 9293, 3.5.1), the kernel takes it for that and Open vSwitch knows "
-     "no such case"},
+     "the called end still has an older connection; the RST that the caller sends for that "
+     "one is not the end of the call (RFC 9293, 3.5.1), the kernel takes it for that and "
+     "Open vSwitch knows no such case"},
     {"simultaneous-open", LOOSER, simultaneous,
-     "both ends call (RFC 9293, 3.5): for Open vSwitch the second SYN is a new connection, the "
-     "kernel "
-     "takes the first ACK for the end of the handshake"},
+     "both ends call (RFC 9293, 3.5): for Open vSwitch the second SYN is a new connection, "
+     "the kernel takes the first ACK for the end of the handshake"},
     {"another-first-syn", LOOSER, other_syn,
-     "before an answer came the caller sent another SYN: with another number the last one counts, "
-     "with "
-     "other options the widest; Open vSwitch keeps the first one, the kernel the higher one"},
+     "before an answer came the caller sent another SYN: with another number the last one "
+     "counts, with other options the widest; Open vSwitch keeps the first one, the kernel "
+     "the higher one"},
     {"another-syn-ack", LOOSER, other_answer,
-     "an end that keeps no state (SYN cookies) answers a SYN that comes again with another number, "
-     "and "
-     "acknowledges the right one: the last answer counts until it is acknowledged"},
+     "an end that keeps no state (SYN cookies) answers a SYN that comes again with another "
+     "number, and acknowledges the right one: the last answer counts until it is "
+     "acknowledged"},
     {"challenged-syn", LOOSER, challenged,
-     "a SYN on a connection that lives passes to be challenged and is not believed; both others "
-     "may "
-     "begin anew with it, what belongs to the connection is strange to them then"},
+     "a SYN on a connection that lives passes to be challenged and is not believed; both "
+     "others may begin anew with it, what belongs to the connection is strange to them then"},
     {"sack-ahead", LOOSER, sack_ahead,
-     "a SACK block for what was not sent: the kernel takes its edge for an acknowledgement, Moat "
-     "does "
-     "not look at SACK; the acknowledgement itself fits"},
+     "a SACK block for what was not sent: the kernel takes its edge for an acknowledgement, "
+     "Moat does not look at SACK; the acknowledgement itself fits"},
     {"refused-syn", LOOSER, refused_syn,
-     "side by side, a SYN of the end that may not call: both others forget the connection before "
-     "their "
-     "rules refuse the SYN; to Moat it is nothing"},
+     "side by side, a SYN of the end that may not call: both others forget the connection "
+     "before their rules refuse the SYN; to Moat it is nothing"},
     {"after-a-reset", LOOSER, after_reset,
      "what is within the windows of a connection that was reset passes unbelieved for a few "
-     "seconds, so "
-     "that its sender hears of the reset; both others forget some resets at once"},
+     "seconds, so that its sender hears of the reset; both others forget some resets at once"},
     {"nobody-follows", LOOSER, nobody_follows,
      "both others have refused packets of the connection before, which the other one or an "
-     "approval "
-     "above let pass: they are in other states and no measure any more"},
+     "approval above let pass: they are in other states and no measure any more"},
     {"after-a-forgery", LOOSER, looser_after_forgery,
-     "a forged packet fitted to Moat and to one of the others, which followed it; the other one "
-     "passed "
-     "or refused it without following, and only that one's verdict is left"},
+     "a forged packet fitted to Moat and to one of the others, which followed it; the other "
+     "one passed or refused it without following, and only that one's verdict is left"},
     {"redirect", LOOSER, redirect,
      "an ICMP redirect is no error of a session: the rules alone admit it, if they admit all"},
 
-    {"forged", STRICTER, forged, "the adversary's"},
+    {"forged", STRICTER, forged,
+     "the adversary's"},
     {"redirected", STRICTER, redirect,
      "an ICMP redirect is no error of a session: rules refuse it, and the VM may send none"},
     {"empty-quote", STRICTER, empty_quote,
-     "an error about a packet with less than 8 bytes behind its IP header: nothing that is sent is "
-     "so "
-     "short"},
+     "an error about a packet with less than 8 bytes behind its IP header: nothing that is "
+     "sent is so short"},
     {"of-no-use", STRICTER, no_use,
-     "its receiver learnt nothing of it: old, out of its window, or for a connection that it does "
-     "not "
-     "have"},
+     "its receiver learnt nothing of it: old, out of its window, or for a connection that it "
+     "does not have"},
     {"fitting-forgery", STRICTER, after_forgery,
-     "a forged packet fitted and passed all: Moat believes its numbers or its FIN"},
+     "a forged packet fitted and passed, and was not one that its receiver would challenge: "
+     "Moat believes its numbers, its FIN or its RST"},
     {"after-a-refusal", STRICTER, after_refusal,
      "side by side what Moat refused arrives all the same, and is answered"},
     {"simultaneous-open-with-data", STRICTER, simultaneous_data,
      "data in the SYNs of a simultaneous open: nobody does that (RFC 7413, 4.1)"},
     {"answer-to-an-earlier-syn", STRICTER, earlier_syn,
-     "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end that "
-     "had "
-     "forgotten the connection: the caller will send its SYN again, and the answer to that fits"},
+     "the answer to a SYN that the caller has replaced, or that passed unbelieved to an end "
+     "that had forgotten the connection: the caller will send its SYN again, and the answer "
+     "to that fits"},
     {"late-syn-ack", STRICTER, late_syn_ack,
-     "a SYN|ACK within the windows that belongs to another connection (an old one that came late, "
-     "or "
-     "by chance the next one's) passed unbelieved and was answered by an end that had forgotten "
-     "all"},
+     "a SYN|ACK within the windows that belongs to another connection (an old one that came "
+     "late, or by chance the next one's) passed unbelieved and was answered by an end that "
+     "had forgotten all"},
     {"lost-fin", STRICTER, lost_fin,
-     "an acknowledgement behind a FIN that was sent without room and was lost: the FIN will come "
-     "again"},
+     "an acknowledgement behind a FIN that was sent without room and was lost: the FIN will "
+     "come again"},
     {"two-answers", STRICTER, two_answers,
-     "two SYN|ACKs with different numbers passed before either was acknowledged, and the caller "
-     "took "
-     "the first: it will be reset by the end that sent both"},
+     "two SYN|ACKs with different numbers passed before either was acknowledged, and the "
+     "caller took the first: it will be reset by the end that sent both"},
     {"reset-of-an-older-connection", STRICTER, older_connection,
-     "the caller resets a connection before its present call without having been challenged for it "
-     "in "
-     "this one: it will be, if the other end still has it"},
+     "the caller resets a connection before its present call without having been challenged "
+     "for it in this one: it will be, if the other end still has it"},
     {"bare-reset-answers-a-syn", STRICTER, bare_reset,
      "a RST without ACK says nothing to an end in SYN-SENT (RFC 9293, 3.10.7.3)"},
 };
+/* clang-format on */
 
 const unsigned n_approved = sizeof approved / sizeof *approved;
 

@@ -40,9 +40,10 @@ enum quote {
 struct packet {
     uint8_t from; /* enum who */
     uint8_t kind;
-    bool forged; /* by the adversary */
-    bool useful; /* TCP: it told its receiver something when it arrived */
-    bool router; /* errors: comes from a router on the sender's side */
+    bool forged;  /* by the adversary */
+    bool arrived; /* TCP: it was not lost behind the tracker */
+    bool useful;  /* TCP: it told its receiver something when it arrived */
+    bool router;  /* errors: comes from a router on the sender's side */
     /* TCP */
     uint8_t flags;
     uint8_t wscale; /* 0x80 | shift; 0: no option */

@@ -536,6 +536,7 @@ static void deliver(struct sim *m, const struct air *a)
     struct end *e = &m->end[!a->p.from], was = *e;
 
     receive(m, &a->p);
+    m->t->p[a->seen].arrived = true;
     if (e->state != was.state || e->iss != was.iss || e->una != was.una || e->edge != was.edge ||
         e->rcv != was.rcv || e->fin_known != was.fin_known ||
         memcmp(e->early, was.early, sizeof was.early))
