@@ -42,7 +42,7 @@
 #include "parse.h"
 #include "session.h"
 
-#define MOAT_FRAGMENT_S 60 /* seconds that a datagram may take */
+#define MOAT_FRAGMENT_S 60            /* seconds that a datagram may take */
 #define MOAT_FRAGMENT_RANGES 16       /* disjoint pieces of one datagram */
 #define MOAT_FRAGMENT_HELD 4          /* held fragments of one datagram */
 #define MOAT_FRAGMENT_HELD_BYTES 2048 /* longer frames are not held */

@@ -10,8 +10,8 @@
  * need of a slot is an immutable view, replaced as a whole and freed when all of them
  * have passed a quiescent point; so a burst sees one coherent state.
  *
- * All functions but moat_port_view() and moat_port_holds() take the engine's lock;
- * none may be called from within a burst. */
+ * Packet threads call moat_port_holds(), moat_slot_may_*() and moat_slot_half_open_ended(), within
+ * a burst too. All others take the engine's lock; none of them may be called from within one. */
 
 #include <stdbool.h>
 #include <stddef.h>

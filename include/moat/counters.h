@@ -31,7 +31,7 @@
     X(FRAGMENTS_HELD, "fragments.held",                                                            \
       "fragments that came before the first one and waited for it")                                \
     X(UNBELIEVED, "tcp.unbelieved",                                                                \
-      "SYN and RST that passed to be challenged, without effect here")                             \
+      "TCP segments that passed without effect here: their receiver knows better")                 \
     X(ANSWERS, "reject.answers", "answers sent to refused packets")                                \
     X(ANSWERS_LIMITED, "reject.limited", "refused packets that got no answer: too many a second")  \
     X(WOULD_REFUSE, "enroll.would-refuse",                                                         \

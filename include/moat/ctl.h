@@ -246,7 +246,7 @@ struct moat_event {
     uint64_t generation;
     char vnic[MOAT_ID_MAX]; /* empty if the port is not claimed */
     char path[MOAT_PATH_MAX];
-    struct moat_flow flow; /* MOAT_EV_PACKET */
+    struct moat_flow flow; /* MOAT_EV_PACKET; MOAT_EV_LEARNT: family and local */
     char text[128];
 };
 
