@@ -126,7 +126,7 @@ _moatctl() {
         return
         ;;
     --vm | --vnic | --proto | --state | --severity | --format) offered=$(_moatctl_values "$option") ;;
-    --db | --timeout | --peer | --port | --limit | --wait | --if-generation) return ;;
+    --db | --timeout | --peer | --port | --limit | --wait | --if-generation | --mac | --address | --name | --label | --pickup | --snaplen) return ;;
     network) [[ ${words_[*]:0:3} != 'vm vnic add' ]] || offered=$(_moatctl_networks) ;;
     host) offered=$(_moatctl_hosts) ;;
     esac

@@ -7,7 +7,7 @@
  * network byte order; durations, never absolute times.
  *
  *   offset size
- *      0    1  version (1)
+ *      0    1  version (2)
  *      1    1  length of the record in bytes: 96 (IPv4) or 120 (IPv6)
  *      2    1  family: 4 or 6
  *      3    1  IP protocol
@@ -38,7 +38,7 @@
 
 #include "moat/flow.h"
 
-#define MOAT_SES_VERSION 1
+#define MOAT_SES_VERSION 2
 #define MOAT_SES_MAGIC 0x4d534553u /* "MSES" */
 #define MOAT_SES_LEN4 96
 #define MOAT_SES_LEN6 120
