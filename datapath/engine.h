@@ -41,6 +41,7 @@ struct moat_engine_conf {
     uint32_t n_slots;         /* 0: 128 */
     uint32_t n_sessions;      /* 0: 262144; a power of two */
     uint8_t unclaimed;        /* enum moat_fail: what a port without slot gets: block or allow */
+    uint8_t on_damaged;       /* the same, if the mapping's record of a slot is damaged */
     uint64_t (*now_ms)(void); /* monotonic, survives the process; NULL: CLOCK_MONOTONIC_COARSE */
     const uint64_t *seed;     /* 4 words; NULL: random (an existing mapping keeps its own) */
     moat_inject_fn *inject;   /* NULL: nobody is told, held fragments are lost */
@@ -62,6 +63,8 @@ struct moat_engine {
     pthread_cond_t handed_over;
     pthread_key_t thread_key; /* gives a thread's context back when the thread ends */
     uint32_t recovered_slots, recovered_sessions;
+    uint32_t n_damaged; /* slots whose record or ruleset in the mapping was damaged: */
+    char damage[192];   /* the first of them, for people */
     uint64_t started_s;
     uint32_t age_next;               /* control thread: next session to look at */
     uint32_t sweep_next, sweep_left; /* sweep.c; under lock, `left` is atomic */

@@ -9,6 +9,8 @@
  *   MOAT_SLOTS      vNICs at most; 128
  *   MOAT_SESSIONS   sessions at most, a power of two; 262144
  *   MOAT_UNCLAIMED  what a port without a slot gets: block or allow; block
+ *   MOAT_ON_DAMAGED the same, if a slot's record in the mapping is damaged (and what all get
+ *                   if there is no engine: loader/); block
  *
  * Once started it stays for the life of the process.  Without a control socket the
  * engine still enforces what the mapping holds; the thread keeps trying to make one. */
@@ -84,6 +86,8 @@ static int read_conf(struct moat_engine_conf *conf, char *err, size_t err_size)
         return -1;
     }
     conf->unclaimed = *unclaimed == 'a' ? MOAT_FAIL_ALLOW : MOAT_FAIL_BLOCK;
+    conf->on_damaged = strcmp(text_of("MOAT_ON_DAMAGED", "block"), "allow") ? MOAT_FAIL_BLOCK
+                                                                            : MOAT_FAIL_ALLOW;
     if (strlen(dir) >= sizeof rundir) {
         snprintf(err, err_size, "MOAT_RUNDIR=%s is too long for a socket's path", dir);
         return -1;
@@ -204,10 +208,16 @@ moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
         moat_engine_destroy(engine);
         return NULL;
     }
+    if (engine->n_damaged)
+        LOG(CRIT,
+            "mapping %s is damaged at %u slots: %s; they have no policy until the agent sends it "
+            "again; ports without a slot: %s\n",
+            conf.mapping, engine->n_damaged, engine->damage,
+            moat_fail_name(engine->conf.unclaimed));
     LOG(INFO,
         "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u; ports "
         "without a slot: %s\n",
         MOAT_VERSION, conf.mapping, engine->recovered_slots, engine->recovered_sessions,
-        engine->conf.n_slots, engine->conf.n_sessions, moat_fail_name(conf.unclaimed));
+        engine->conf.n_slots, engine->conf.n_sessions, moat_fail_name(engine->conf.unclaimed));
     return &engine_ops;
 }

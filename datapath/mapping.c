@@ -19,6 +19,9 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include "session.h"
 
 #define HUGETLBFS_MAGIC_NUMBER 0x958458f6
@@ -45,6 +48,14 @@ static void plan(struct moat_mapping_head *h, uint32_t n_slots, uint32_t n_sessi
     h->sessions_off = align_up(h->rulesets_off + (uint64_t)n_slots * 2 * h->ruleset_size, 4096);
     h->buckets_off = align_up(h->sessions_off + (uint64_t)n_sessions * h->session_size, 4096);
     h->size = align_up(h->buckets_off + (uint64_t)h->n_buckets * sizeof(struct moat_bucket), page);
+}
+
+static uint64_t sum_of(const struct moat_mapping_head *h)
+{
+    struct moat_mapping_head copy = *h;
+
+    copy.complete = 0;
+    return XXH3_64bits(&copy, offsetof(struct moat_mapping_head, sum));
 }
 
 static void read_boot_id(char out[40])
@@ -80,16 +91,23 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
     if (!found->magic && !found->complete)
         return 1;
     if (found->magic != MOAT_MAPPING_MAGIC) {
-        snprintf(err, err_size, "%s: not a Moat mapping (magic %#llx); remove the file to start empty",
-                 path, (unsigned long long)found->magic);
+        snprintf(err, err_size,
+                 "%s: not a Moat mapping (magic %#llx); remove the file to start empty", path,
+                 (unsigned long long)found->magic);
+        return -1;
+    }
+    if (found->layout == want->layout && found->complete &&
+        (found->complete != MOAT_MAPPING_COMPLETE || found->sum != sum_of(found))) {
+        snprintf(err, err_size,
+                 "%s: damaged, the checksum of its header is wrong; remove the file to start empty",
+                 path);
         return -1;
     }
     if (!found->complete || memcmp(found->boot_id, want->boot_id, sizeof found->boot_id))
         return 1;
-    if (found->layout != want->layout ||
-        memcmp(&found->n_slots, &want->n_slots,
-               offsetof(struct moat_mapping_head, seed) -
-                   offsetof(struct moat_mapping_head, n_slots))) {
+    if (found->layout != want->layout || memcmp(&found->n_slots, &want->n_slots,
+                                                offsetof(struct moat_mapping_head, seed) -
+                                                    offsetof(struct moat_mapping_head, n_slots))) {
         snprintf(err, err_size,
                  "%s: layout %u with %u slots and %u sessions, this engine has layout %u with %u "
                  "slots and %u sessions; start the engine with the same sizes, or remove the file "
@@ -104,6 +122,7 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
 static int open_file(const char *path, uint64_t *page, char *err, size_t err_size)
 {
     struct statfs fs;
+    struct stat st;
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
     if (fd < 0) {
@@ -115,8 +134,17 @@ static int open_file(const char *path, uint64_t *page, char *err, size_t err_siz
         close(fd);
         return -1;
     }
-    if (fchmod(fd, 0600) || fstatfs(fd, &fs)) {
+    if (fstat(fd, &st) || fstatfs(fd, &fs)) {
         snprintf(err, err_size, "%s: %s", path, strerror(errno));
+        close(fd);
+        return -1;
+    }
+    /* Who could write to it may have, or may have it open still. */
+    if (!S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_mode & 077) {
+        snprintf(err, err_size,
+                 "%s: owned by user %u with mode %04o: must be a file of user %u that nobody else "
+                 "may open (0600); remove it to start empty",
+                 path, st.st_uid, st.st_mode & 07777, geteuid());
         close(fd);
         return -1;
     }
@@ -128,6 +156,7 @@ static void *map_file(int fd, const char *path, uint64_t size, char *err, size_t
 {
     struct stat st;
     void *p;
+    int rc;
 
     if (fstat(fd, &st) || (st.st_size && (uint64_t)st.st_size != size)) {
         snprintf(err, err_size,
@@ -136,9 +165,13 @@ static void *map_file(int fd, const char *path, uint64_t size, char *err, size_t
                  path, (long long)st.st_size, (unsigned long long)size);
         return NULL;
     }
-    if ((!st.st_size && ftruncate(fd, (off_t)size)) || posix_fallocate(fd, 0, (off_t)size)) {
-        snprintf(err, err_size, "%s: cannot allocate %llu MiB: %s", path,
-                 (unsigned long long)(size >> 20), "too few free hugepages?");
+    rc = !st.st_size && ftruncate(fd, (off_t)size) ? errno : posix_fallocate(fd, 0, (off_t)size);
+    if (rc) {
+        snprintf(
+            err, err_size,
+            "%s: cannot allocate %llu MiB: %s; free memory there (hugepages: vm.nr_hugepages), "
+            "or ask for fewer slots and sessions",
+            path, (unsigned long long)(size >> 20), strerror(rc));
         if (!st.st_size)
             unlink(path);
         return NULL;
@@ -163,7 +196,8 @@ static int lay_out(struct moat_mapping_head *h, const struct moat_mapping_head *
         memcpy(h->seed, seed, sizeof h->seed);
     else if (getrandom(h->seed, sizeof h->seed, 0) != sizeof h->seed)
         return -1;
-    __atomic_store_n(&h->complete, 1, __ATOMIC_SEQ_CST);
+    h->sum = sum_of(h);
+    __atomic_store_n(&h->complete, MOAT_MAPPING_COMPLETE, __ATOMIC_SEQ_CST);
     return 0;
 }
 
@@ -198,7 +232,8 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
     } else {
         base = mmap(NULL, want.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base == MAP_FAILED) {
-            snprintf(err, err_size, "cannot allocate %llu MiB", (unsigned long long)want.size >> 20);
+            snprintf(err, err_size, "cannot allocate %llu MiB",
+                     (unsigned long long)want.size >> 20);
             goto fail;
         }
     }

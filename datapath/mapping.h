@@ -20,7 +20,8 @@
 #include "moat/ruleset.h"
 
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
-#define MOAT_MAPPING_LAYOUT 2
+#define MOAT_MAPPING_LAYOUT 3
+#define MOAT_MAPPING_COMPLETE 0x656e6f64u /* "done" */
 
 struct moat_session;
 struct moat_bucket;
@@ -28,13 +29,15 @@ struct moat_bucket;
 struct moat_mapping_head {
     uint64_t magic;
     uint32_t layout;
-    uint32_t complete; /* stored last, when the rest has been laid out */
+    uint32_t
+        complete; /* MOAT_MAPPING_COMPLETE: stored last, when the rest has been laid out; else 0 */
     uint32_t n_slots, n_sessions, n_buckets;
     uint32_t ruleset_size;
     uint32_t session_size, slot_size; /* sizes of the structures: part of the layout */
     uint64_t slots_off, rulesets_off, sessions_off, buckets_off, size;
     uint64_t seed[4]; /* salt of the session hash */
     char boot_id[40]; /* the clock below counts from this boot */
+    uint64_t sum;     /* XXH3 of what is above, with `complete` zero */
 };
 
 /* Anti-spoofing learn-once: the first address of a family that the VM has used.  Written by a
@@ -46,8 +49,10 @@ struct moat_learnt {
     uint8_t addr[16];
 };
 
-/* One slot as it survives.  A change of conf is written beside the old one and
- * committed by one store; so is a ruleset. */
+#define MOAT_SLOT_FIELDS 72 /* bytes */
+
+/* One slot as it survives.  The fields down to `sum` change together, or not at all
+ * (slot_rec.h); a new conf or ruleset is written beside the old one first. */
 struct moat_slot_rec {
     uint32_t used;
     uint32_t incarnation; /* rises at each release and flush: old sessions are then void */
@@ -61,9 +66,15 @@ struct moat_slot_rec {
     uint32_t unplugged;    /* its port went away in this switch's life: blocked until claimed */
     uint32_t enroll_until; /* ENROLLING: engine clock, seconds; 0: not running yet */
     uint32_t pad;
+    uint64_t conf_sum; /* of the committed conf */
+    uint64_t sum;      /* of what is above */
+    uint64_t changing; /* `before` counts, not the above; by one store */
+    uint8_t before[MOAT_SLOT_FIELDS];
     struct moat_learnt learnt[2]; /* IPv4, IPv6 */
     struct moat_slot_conf conf[2];
 };
+
+_Static_assert(offsetof(struct moat_slot_rec, changing) == MOAT_SLOT_FIELDS, "what a change keeps");
 
 #define MOAT_NO_RULES UINT32_MAX
 

@@ -12,8 +12,8 @@
  * A slot whose port was deleted and plugged again is blocked, whatever its state says,
  * until it is claimed anew.
  *
- * Each change is made in the slot's record in the mapping first (it must survive), then
- * published as a new view; the change is complete when no packet thread is left in a
+ * Each change is made in the slot's record in the mapping first, as a whole (it must survive:
+ * slot_rec.h), then published as a new view; the change is complete when no packet thread is left in a
  * burst that saw the old one.  There are two views per slot, so this cannot fail. */
 
 #include "slot.h"
@@ -27,6 +27,7 @@
 #include "engine.h"
 #include "mapping.h"
 #include "ruleset.h"
+#include "slot_rec.h"
 #include "sweep.h"
 
 #define RARPS_PER_SECOND 10
@@ -120,13 +121,14 @@ static void own_addresses(struct moat_slot *s, struct moat_slot_rec *r, struct m
     }
 }
 
-/* Publishes what the record says and waits until no thread uses the old view. */
+/* Ends a change: publishes what the record says and waits until no thread uses the old view. */
 static void refresh(struct moat_engine *e, struct moat_slot *s)
 {
     struct moat_slot_rec *r = rec_of(e, s);
     const struct moat_slot_conf *c = conf_of(r);
     struct moat_view *v = s->view == &s->views[0] ? &s->views[1] : &s->views[0];
 
+    moat_slot_rec_commit(r);
     if (!r->used) {
         __atomic_store_n(&s->view, NULL, __ATOMIC_RELEASE);
     } else {
@@ -155,12 +157,14 @@ static void refresh(struct moat_engine *e, struct moat_slot *s)
     }
 }
 
+/* A change that refresh() ends. */
 static void set_state(struct moat_engine *e, struct moat_slot *s, enum moat_slot_state state)
 {
     struct moat_slot_rec *r = rec_of(e, s);
 
     if (r->state == state)
         return;
+    moat_slot_rec_begin(r);
     r->state = state;
     if (state != MOAT_SLOT_ENROLLING)
         r->enroll_until = 0;
@@ -187,6 +191,7 @@ static void start_enrolling(struct moat_engine *e, struct moat_slot *s, uint32_t
     if (r->enroll_until || !s->port || !s->port->running)
         return;
     s->enroll_base = would_refuse(e, s);
+    moat_slot_rec_begin(r);
     r->enroll_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + s->enroll_s;
 }
 
@@ -203,6 +208,7 @@ static void open_slot(struct moat_engine *e, struct moat_slot *s, const char *wh
     struct moat_slot_rec *r = rec_of(e, s);
     uint64_t held = s->hold_from_us ? now_us(e) - s->hold_from_us : 0;
 
+    moat_slot_rec_begin(r);
     if (s->pickup_s)
         r->pickup_until = (uint32_t)(moat_engine_now_ms(e) / 1000) + s->pickup_s;
     s->ready = false;
@@ -280,6 +286,7 @@ struct moat_port *moat_port_register(struct moat_engine *e, const char *path)
         p->connected = p->running = p->logging = false;
         s = p->slot;
         if (s) {
+            moat_slot_rec_begin(rec_of(e, s));
             rec_of(e, s)->unplugged = 1;
             refresh(e, s);
         }
@@ -335,8 +342,10 @@ void moat_port_started(struct moat_port *p)
         if (s->ready && !rec_of(e, s)->unplugged)
             open_slot(e, s, NULL);
     }
-    if (s && rec_of(e, s)->state == MOAT_SLOT_ENROLLING)
+    if (s && rec_of(e, s)->state == MOAT_SLOT_ENROLLING) {
         start_enrolling(e, s, 0);
+        moat_slot_rec_commit(rec_of(e, s));
+    }
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -496,18 +505,11 @@ static int free_index(struct moat_engine *e)
     return -1;
 }
 
-static void commit_conf(struct moat_slot_rec *r, const struct moat_slot_conf *c)
-{
-    uint32_t other = !(r->conf_index & 1);
-
-    r->conf[other] = *c;
-    __atomic_store_n(&r->conf_index, other, __ATOMIC_RELEASE);
-}
-
 static void init_slot(struct moat_engine *e, struct moat_slot *s, const struct moat_slot_conf *c)
 {
     struct moat_slot_rec *r = rec_of(e, s);
 
+    moat_slot_rec_begin(r);
     void_sessions(e, s);
     r->serial = r->serial + 1 ? r->serial + 1 : 1;
     r->rules_index = MOAT_NO_RULES;
@@ -517,13 +519,12 @@ static void init_slot(struct moat_engine *e, struct moat_slot *s, const struct m
     memset(r->learnt, 0, sizeof r->learnt);
     r->epoch = c->epoch;
     r->state = c->state;
-    r->conf_index = 0;
-    r->conf[0] = *c;
+    moat_slot_rec_set_conf(r, c);
     s->hold_from_us = 0;
     s->hold_expired = s->precopy_wanted = s->handed_over = s->ready = false;
     s->pickup_s = s->wait_ms = s->enroll_s = 0;
     s->sweep = false;
-    __atomic_store_n(&r->used, 1, __ATOMIC_RELEASE);
+    r->used = 1;
 }
 
 /* The old port must have let go before the new view is out: it may be another VM's now. */
@@ -562,7 +563,8 @@ int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char 
             rc = -ESTALE;
             goto out;
         }
-        commit_conf(rec_of(e, s), c);
+        moat_slot_rec_begin(rec_of(e, s));
+        moat_slot_rec_set_conf(rec_of(e, s), c);
         rec_of(e, s)->epoch = c->epoch;
         rec_of(e, s)->unplugged = 0;
     } else {
@@ -584,8 +586,10 @@ int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char 
         if (s->port->running && rec_of(e, s)->state == MOAT_SLOT_ARRIVING && s->ready)
             open_slot(e, s, NULL);
     }
-    if (rec_of(e, s)->state == MOAT_SLOT_ENROLLING)
+    if (rec_of(e, s)->state == MOAT_SLOT_ENROLLING) {
         start_enrolling(e, s, 0);
+        moat_slot_rec_commit(rec_of(e, s));
+    }
 out:
     pthread_mutex_unlock(&e->lock);
     return rc;
@@ -598,9 +602,10 @@ int moat_slot_release(struct moat_engine *e, const char *vnic, char *err, size_t
     if (!s)
         return -ENOENT;
     unbind_port(e, s);
-    void_sessions(e, s);
     post(e, MOAT_EV_STATE, s, NULL, MOAT_SLOT_FREE, "released");
-    __atomic_store_n(&rec_of(e, s)->used, 0, __ATOMIC_RELEASE);
+    moat_slot_rec_begin(rec_of(e, s));
+    void_sessions(e, s);
+    rec_of(e, s)->used = 0;
     s->handed_over = true; /* nobody is left to hand over: who waits need not */
     refresh(e, s);
     moat_ruleset_destroy(s->rules);
@@ -648,6 +653,7 @@ int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, 
         rc = -ESTALE;
         goto out;
     }
+    moat_slot_rec_begin(r);
     if (st->epoch)
         r->epoch = st->epoch;
     s->precopy_wanted = st->precopy;
@@ -658,6 +664,7 @@ int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, 
             open_slot(e, s, NULL);
         else
             s->ready = true;
+        moat_slot_rec_commit(r);
         goto out;
     }
     if (st->state == MOAT_SLOT_ARRIVING && r->state != MOAT_SLOT_ARRIVING) {
@@ -707,7 +714,6 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     which = r->rules_index == 0 ? 1 : 0;
     buf = moat_mapping_ruleset(e->map, s->index, which);
     memcpy(buf, blob, len);
-    r->rules_len[which] = (uint32_t)len;
     fresh = moat_ruleset_create(buf);
     if (!fresh) {
         pthread_mutex_unlock(&e->lock);
@@ -717,10 +723,12 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     old = s->rules;
     old_head = old ? moat_ruleset_head(old) : NULL;
     differs = !old_head || memcmp(old_head->digest, moat_ruleset_head(fresh)->digest, 16);
+    moat_slot_rec_begin(r);
     if (differs)
         r->serial = r->serial + 1 ? r->serial + 1 : 1;
     s->rules = fresh;
-    __atomic_store_n(&r->rules_index, which, __ATOMIC_RELEASE);
+    r->rules_len[which] = (uint32_t)len;
+    r->rules_index = which;
     refresh(e, s);
     /* Others are judged again by their next packet; these must not wait for one. */
     if (differs && conf_of(r)->settings.quarantine)
@@ -736,6 +744,7 @@ int moat_slot_flush(struct moat_engine *e, const char *vnic, char *err, size_t n
 
     if (!s)
         return -ENOENT;
+    moat_slot_rec_begin(rec_of(e, s));
     void_sessions(e, s);
     refresh(e, s);
     pthread_mutex_unlock(&e->lock);
@@ -946,6 +955,13 @@ static bool rec_sane(const struct moat_slot_rec *r)
            !check_conf(&check, err, sizeof err);
 }
 
+/* Said loudly by who made the engine: the first of them, and how many. */
+static void damaged(struct moat_engine *e, uint32_t index, const char *what, const char *why)
+{
+    if (!e->n_damaged++)
+        snprintf(e->damage, sizeof e->damage, "%s of slot %u: %s", what, index, why);
+}
+
 static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moat_slot_rec *r)
 {
     char err[128] = "no ruleset buffer";
@@ -962,6 +978,7 @@ static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moa
         /* Damaged: nothing passes until the agent has published again. */
         r->rules_index = MOAT_NO_RULES;
         r->unplugged = 1;
+        damaged(e, s->index, "the ruleset", err);
         post(e, MOAT_EV_REFUSED, s, NULL, 0, err);
     }
 }
@@ -969,19 +986,28 @@ static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moa
 uint32_t moat_slots_recover(struct moat_engine *e)
 {
     uint32_t n = 0, now_s = (uint32_t)(now_us(e) / 1000000);
+    char err[128];
 
     for (uint32_t i = 0; i < e->conf.n_slots; i++) {
         struct moat_slot_rec *r = &e->map->slots[i];
         struct moat_slot *s = &e->slots[i];
 
         s->index = i;
+        if (!moat_slot_rec_recover(r, err, sizeof err)) {
+            damaged(e, i, "the record", err);
+            e->conf.unclaimed = e->conf.on_damaged; /* one of those ports was this vNIC's */
+            moat_slot_rec_clear(r);
+            continue;
+        }
         if (!r->used)
             continue;
         if (!rec_sane(r)) {
-            r->used = 0;
-            r->incarnation = (r->incarnation + 1) & 0xfffff;
+            damaged(e, i, "the record", "it has impossible values");
+            e->conf.unclaimed = e->conf.on_damaged;
+            moat_slot_rec_clear(r);
             continue;
         }
+        moat_slot_rec_begin(r);
         recover_rules(e, s, r);
         if (r->enroll_until > now_s + MOAT_ENROLL_MAX)
             r->enroll_until = now_s; /* ends with the next turn */
