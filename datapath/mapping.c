@@ -126,7 +126,8 @@ static int open_file(const char *path, uint64_t *page, char *err, size_t err_siz
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 
     if (fd < 0) {
-        snprintf(err, err_size, "%s: cannot open: %s", path, strerror(errno));
+        snprintf(err, err_size, "%s: cannot open: %s; remove it if it is no plain file", path,
+                 strerror(errno));
         return -1;
     }
     if (lock_file(fd)) {

@@ -89,8 +89,13 @@ host_ovsdb_stop() { testbed_kill "$1-ovsdb" "${2:-TERM}"; }
 free_pages=/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages
 host_pages_free() { [ "$(<"$free_pages")" -ge "$switch_pages" ]; }
 
-# host_switch_start HOST: ovs-vswitchd, with MOAT_PRELOAD if that is set.
+# host_switch_start HOST: ovs-vswitchd, with MOAT_PRELOAD if that is set; host_switch_spawn HOST does not
+# wait until it is up.
 host_switch_start() {
+    host_switch_spawn "$1" || return 1
+    WAIT_LOG=$(host_dir "$1")/ovs-vswitchd.log wait_for 30 "the switch of host $1" host_switch_up "$1"
+}
+host_switch_spawn() {
     local host=$1 dir preload=()
     dir=$(host_dir "$host")
     # Those of a switch that has just died come back a little after it.
@@ -105,7 +110,6 @@ host_switch_start() {
     host_vsctl "$host" --no-wait set Open_vSwitch . "other_config:userspace-tso-enable=${HOST_TSO:-false}"
     host_spawn "$host" switch env "${preload[@]}" "$vswitchd" "unix:$dir/db.sock" --unixctl="$dir/ovs-vswitchd.ctl" \
         --pidfile="$dir/ovs-vswitchd.pid" --log-file="$dir/ovs-vswitchd.log" -vconsole:off
-    WAIT_LOG=$dir/ovs-vswitchd.log wait_for 30 "the switch of host $host" host_switch_up "$host"
 }
 
 # host_switch_up HOST: succeeds when the switch has DPDK up and has read its configuration.

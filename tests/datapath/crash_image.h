@@ -31,7 +31,8 @@ struct image_file {
 void image_write(const struct image_file *, const char *path);
 
 #define IMAGE_PROBES 0x01
-#define IMAGE_SIDES 0x02 /* what TCP says of both ends, too */
+#define IMAGE_SIDES 0x02   /* what TCP says of both ends, too */
+#define IMAGE_DAMAGED 0x04 /* it may be damaged: that is told in a first line; else it fails */
 #define IMAGE_ALL (IMAGE_PROBES | IMAGE_SIDES)
 
 /* Opens a copy of the mapping and tells.  The caller frees. */
