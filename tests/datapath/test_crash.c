@@ -773,8 +773,11 @@ START_TEST(killed_at_random_instants)
         char *got, *without, *with;
 
         *done = first;
-        kill_after(run_child(path, seed, first, done), done, first + choice_below(&c, AT_MOST) + 1,
-                   choice_below(&c, 300));
+        if (choice_one_in(&c, 4)) /* perhaps while it recovers */
+            kill_after(run_child(path, seed, first, done), done, first, choice_below(&c, 3000));
+        else
+            kill_after(run_child(path, seed, first, done), done,
+                       first + choice_below(&c, AT_MOST) + 1, choice_below(&c, 300));
         n = *done; /* operation n was perhaps under way */
         run_twin(twin, seed, first, n);
         copy_file(twin, next);
