@@ -408,6 +408,7 @@ START_TEST(what_is_recovered_is_not_believed_blindly)
     close(fd);
     rig_start(&r, path, allow_udp);
     ck_assert(sends(&r, 0, NULL));
+    ck_assert(rig_push(&r, 0, MOAT_FROM_VM, f, udp(f, 0, 1, 1001, 2001), NULL));
     rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[0])];
     rec->pickup_until = UINT32_MAX;
     rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[1])];
@@ -430,11 +431,11 @@ START_TEST(what_is_recovered_is_not_believed_blindly)
     ck_assert_int_lt(moat_slot_find(r.e, rig_vnic[1]), 0);
     ck_assert_uint_eq(r.e->map->slots[moat_slot_find(r.e, rig_vnic[0])].pickup_until, 0);
     ck_assert(moat_slot_info(r.e, (uint32_t)moat_slot_find(r.e, rig_vnic[0]), &info));
-    ck_assert_uint_eq(info.sessions, 1);
+    ck_assert_uint_eq(info.sessions, 2);
     ck_assert_uint_eq(info.half_open, 0);
     moat_engine_turn(r.e);
     ck_assert_int_eq(state_of(&r, 2), MOAT_SLOT_ACTIVE);
-    /* Judged again by its next packet; and it ages. */
+    /* Judged again by the next packet; and those without one age. */
     rig_publish(&r, 0, "policy \"t\" version 1\ntier main { allow from any to any service tcp 1 }\n"
                        "default drop\n");
     ck_assert(!rig_push(&r, 0, MOAT_TO_VM, f, udp(f, 1, 0, 2000, 1000), &reason));
