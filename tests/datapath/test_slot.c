@@ -12,6 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "datapath/slot_rec.h"
 #include "tests/lib/rig.h"
 
 static const char allow_udp[] = "policy \"t\" version 1\n"
@@ -391,13 +392,14 @@ START_TEST(slots_rulesets_and_sessions_survive)
 }
 END_TEST
 
-/* Damage that a sound header does not show: nothing of it may pass more, or for longer, than a
- * slot could have been told to. */
+/* Sealed by somebody who was wrong, and sessions, which have no seal: nothing of it may pass more,
+ * or for longer, than a slot could have been told to. */
 START_TEST(what_is_recovered_is_not_believed_blindly)
 {
     char path[] = "/tmp/moat-test-XXXXXX";
     struct moat_slot_info info;
     struct moat_slot_rec *rec;
+    struct moat_slot_conf conf;
     struct moat_session *s;
     enum moat_reason reason;
     uint8_t f[60];
@@ -410,12 +412,20 @@ START_TEST(what_is_recovered_is_not_believed_blindly)
     ck_assert(sends(&r, 0, NULL));
     ck_assert(rig_push(&r, 0, MOAT_FROM_VM, f, udp(f, 0, 1, 1001, 2001), NULL));
     rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[0])];
+    moat_slot_rec_begin(rec);
     rec->pickup_until = UINT32_MAX;
+    moat_slot_rec_commit(rec);
     rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[1])];
-    rec->conf[rec->conf_index].settings.timers[MOAT_T_UDP_MULTIPLE] = MOAT_TIMER_MAX + 1;
+    conf = rec->conf[rec->conf_index];
+    conf.settings.timers[MOAT_T_UDP_MULTIPLE] = MOAT_TIMER_MAX + 1;
+    moat_slot_rec_begin(rec);
+    moat_slot_rec_set_conf(rec, &conf);
+    moat_slot_rec_commit(rec);
     rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[2])];
+    moat_slot_rec_begin(rec);
     rec->enroll_until = UINT32_MAX;
     rec->state = MOAT_SLOT_ENROLLING;
+    moat_slot_rec_commit(rec);
     for (uint32_t i = 0; i < moat_session_table_size(r.e->sessions); i++) {
         s = moat_session_at(r.e->sessions, i);
         if (!s->key.tag)
@@ -436,8 +446,9 @@ START_TEST(what_is_recovered_is_not_believed_blindly)
     moat_engine_turn(r.e);
     ck_assert_int_eq(state_of(&r, 2), MOAT_SLOT_ACTIVE);
     /* Judged again by the next packet; and those without one age. */
-    rig_publish(&r, 0, "policy \"t\" version 1\ntier main { allow from any to any service tcp 1 }\n"
-                       "default drop\n");
+    rig_publish(&r, 0,
+                "policy \"t\" version 1\ntier main { allow from any to any service tcp 1 }\n"
+                "default drop\n");
     ck_assert(!rig_push(&r, 0, MOAT_TO_VM, f, udp(f, 1, 0, 2000, 1000), &reason));
     rig_pass_time(&r, 120000);
     ck_assert(moat_slot_info(r.e, (uint32_t)moat_slot_find(r.e, rig_vnic[0]), &info));
