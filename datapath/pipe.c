@@ -156,7 +156,7 @@ STRAIGHT enum moat_reason track_state(struct burst *b, struct moat_session *s,
         if (flags & MOAT_SES_F_HALF_OPEN)
             end_half_open(b, s);
     }
-    if (dir != LOAD(&s->dir) && !(flags & MOAT_SES_F_REPLIED))
+    if (__builtin_expect(!(flags & MOAT_SES_F_REPLIED), 0) && dir != moat_session_dir(s))
         __atomic_fetch_or(&s->flags, MOAT_SES_F_REPLIED, __ATOMIC_RELAXED);
     return MOAT_R_NONE;
 }
@@ -176,7 +176,7 @@ STRAIGHT enum moat_reason track_in(struct burst *b, struct moat_session *s,
     enum moat_reason reason;
 
     if (__builtin_expect(LOAD(&s->serial) != b->view->serial, 0) &&
-        moat_session_is_stale(b->view, s) && !moat_rejudge(b->view, b->counters, s))
+        moat_session_is_stale(b->view, s) && !moat_rejudge(b->engine->sessions, b->view, b->counters, s))
         return MOAT_R_POLICY_CHANGE;
     reason = track_state(b, s, p, dir);
     if (!reason)

@@ -38,6 +38,7 @@ enum moat_quota {
     MOAT_QUOTA_NEW,
     MOAT_QUOTA_FRAGMENTS,
     MOAT_QUOTA_LOGS,
+    MOAT_QUOTA_TABLE, /* of all vNICs together */
     MOAT_N_QUOTAS
 };
 
