@@ -29,15 +29,14 @@ struct moat_bucket;
 struct moat_mapping_head {
     uint64_t magic;
     uint32_t layout;
-    uint32_t
-        complete; /* MOAT_MAPPING_COMPLETE: stored last, when the rest has been laid out; else 0 */
+    uint32_t complete; /* MOAT_MAPPING_COMPLETE, stored last, when the rest has been laid out */
     uint32_t n_slots, n_sessions, n_buckets;
     uint32_t ruleset_size;
     uint32_t session_size, slot_size; /* sizes of the structures: part of the layout */
     uint64_t slots_off, rulesets_off, sessions_off, buckets_off, size;
     uint64_t seed[4]; /* salt of the session hash */
     char boot_id[40]; /* the clock below counts from this boot */
-    uint64_t sum;     /* XXH3 of what is above, with `complete` zero */
+    uint64_t sum;     /* XXH3 of what is above, with `complete` zero: none of it changes */
 };
 
 /* Anti-spoofing learn-once: the first address of a family that the VM has used.  Written by a
