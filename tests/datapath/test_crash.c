@@ -546,7 +546,7 @@ static void check_restart(const struct recorded *rec, size_t i, const char *befo
     struct rig r;
 
     between = image_is_between(got, before, after);
-    if (!between && !strstr(got, "0a000001:2002")) /* it is gone */
+    if (!between && !strstr(got, "vnic-a 4 6 0 0a000001:2002")) /* it is gone */
         between = true;
     if (!between) {
         image_tell_difference(got, before, after);
