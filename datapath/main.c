@@ -89,8 +89,8 @@ static int read_conf(struct moat_engine_conf *conf, char *err, size_t err_size)
         return -1;
     }
     conf->unclaimed = *unclaimed == 'a' ? MOAT_FAIL_ALLOW : MOAT_FAIL_BLOCK;
-    conf->on_damaged = strcmp(text_of("MOAT_ON_DAMAGED", "block"), "allow") ? MOAT_FAIL_BLOCK
-                                                                            : MOAT_FAIL_ALLOW;
+    conf->on_damaged =
+        strcmp(text_of("MOAT_ON_DAMAGED", "block"), "allow") ? MOAT_FAIL_BLOCK : MOAT_FAIL_ALLOW;
     if (strlen(dir) >= sizeof rundir) {
         snprintf(err, err_size, "MOAT_RUNDIR=%s is too long for a socket's path", dir);
         return -1;

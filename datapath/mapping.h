@@ -37,8 +37,7 @@ struct moat_free_list {
 struct moat_mapping_head {
     uint64_t magic;
     uint32_t layout;
-    uint32_t
-        complete; /* MOAT_MAPPING_COMPLETE: stored last, when the rest has been laid out; else 0 */
+    uint32_t complete; /* MOAT_MAPPING_COMPLETE, stored last, when the rest has been laid out */
     uint32_t n_slots, n_sessions, n_buckets;
     uint32_t n_sessions6; /* the last ones, of n_sessions: with room for IPv6 addresses */
     uint32_t ruleset_size;
@@ -46,7 +45,7 @@ struct moat_mapping_head {
     uint64_t slots_off, rulesets_off, sessions_off, cold_off, addrs6_off, buckets_off, size;
     uint64_t seed[4]; /* salt of the session hash */
     char boot_id[40]; /* the clock below counts from this boot */
-    uint64_t sum;     /* XXH3 of what is above, with `complete` zero */
+    uint64_t sum;     /* XXH3 of what is above, with `complete` zero: none of it changes */
     /* Upper halves of generations, which sessions name by their place (session.c).  The first one
      * is 0.  One that was written stays. */
     uint32_t generation_high[MOAT_GENERATION_HALVES];

@@ -13,8 +13,8 @@
  * until it is claimed anew.
  *
  * Each change is made in the slot's record in the mapping first, as a whole (it must survive:
- * slot_rec.h), then published as a new view; the change is complete when no packet thread is left in a
- * burst that saw the old one.  There are two views per slot, so this cannot fail. */
+ * slot_rec.h), then published as a new view; the change is complete when no packet thread is left
+ * in a burst that saw the old one.  There are two views per slot, so this cannot fail. */
 
 #include "slot.h"
 

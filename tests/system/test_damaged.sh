@@ -16,8 +16,8 @@ open="ok ok"
 
 log() { printf '%s/ovs-vswitchd.log\n' "$(host_dir A)"; }
 # start [NAME=VALUE...]: the switch, with that in its environment; `said` looks at what it logs from now on.
+# shellcheck disable=SC2034
 start() {
-    # shellcheck disable=SC2034
     HOST_ENV=("$@")
     log_start=$(wc -l <"$(log)")
     host_switch_start A
@@ -154,6 +154,7 @@ check "nothing is left behind there" not test -e "$file"
 allowed "a full mount" "MOAT_MAPPING=$file"
 umount "$TESTBED_DIR/small"
 trap test_on_exit EXIT
+# shellcheck disable=SC2154
 free=$(<"$free_pages")
 file=/dev/hugepages/moat-$TESTBED_ID-large.tables
 refused "more than there are pages, but enough for the switch" "cannot allocate [0-9]+ MiB: No space" \

@@ -59,6 +59,7 @@ went_on() {
     for id in busy speaks; do
         check_soon 30 "$1: $id goes on" received_more $id $(($(conn $id received) + 2))
     done
+    [ ${#failures[@]} = 0 ] || evidence
     for id in "${ids[@]}"; do
         [[ $id != idle* ]] || check_equal "$1: $id answers" "$(guest_field web state tcp-send "$id" 20000 2>&1)" open
         check_equal "$1: $id, state and records out of order" "$(conn "$id" state) $(conn "$id" out_of_order)" "open 0"
@@ -80,6 +81,16 @@ kill_starting() {
     host_switch_spawn A
 }
 
+# evidence: of a connection that has ended, from both ends and both slots.
+evidence() {
+    local end
+    for end in web db; do
+        guest_cmd $end tcp-status
+        ctl A slot show $end-nic
+    done
+    ctl A session list --proto tcp --port=5001
+}
+
 # restarted NUMBER: the switch is as it was. Forbidden probes are looked for every fifth
 # time: what has arrived stays counted.
 restarted() {
@@ -93,6 +104,11 @@ restarted() {
         before=$(guest_field $end count udp-count 7001)
         wait_for 20 "permitted probes at $end" more_at $end $((before + 2))
     done
+    if [ "$(conn busy state) $(conn speaks state)" != "open open" ]; then
+        check "kill $1: the connections are open" false
+        evidence
+        verdict
+    fi
     [ $(($1 % 5)) != 0 ] || [ "$(arrived)" = 0 ] || check "kill $1: no forbidden probe has arrived" false
 }
 
