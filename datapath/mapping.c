@@ -91,23 +91,24 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
     if (!found->magic && !found->complete)
         return 1;
     if (found->magic != MOAT_MAPPING_MAGIC) {
-        snprintf(err, err_size, "%s: not a Moat mapping (magic %#llx); remove the file to start empty",
-                 path, (unsigned long long)found->magic);
+        snprintf(err, err_size,
+                 "%s: not a Moat mapping (magic %#llx); remove the file to start empty", path,
+                 (unsigned long long)found->magic);
         return -1;
     }
     if (!found->complete || memcmp(found->boot_id, want->boot_id, sizeof found->boot_id))
         return 1;
-    if (found->layout != want->layout ||
-        memcmp(&found->n_slots, &want->n_slots,
-               offsetof(struct moat_mapping_head, seed) -
-                   offsetof(struct moat_mapping_head, n_slots))) {
-        snprintf(err, err_size,
-                 "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
-                 "layout %u with %u slots and %u sessions (%u); start the engine with the same "
-                 "sizes, or remove the file to start empty",
-                 path, found->layout, found->n_slots, found->n_sessions,
-                 found->layout == want->layout ? found->n_sessions6 : found->n_sessions,
-                 want->layout, want->n_slots, want->n_sessions, want->n_sessions6);
+    if (found->layout != want->layout || memcmp(&found->n_slots, &want->n_slots,
+                                                offsetof(struct moat_mapping_head, seed) -
+                                                    offsetof(struct moat_mapping_head, n_slots))) {
+        snprintf(
+            err, err_size,
+            "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
+            "layout %u with %u slots and %u sessions (%u); start the engine with the same "
+            "sizes, or remove the file to start empty",
+            path, found->layout, found->n_slots, found->n_sessions,
+            found->layout == want->layout ? found->n_sessions6 : found->n_sessions, want->layout,
+            want->n_slots, want->n_sessions, want->n_sessions6);
         return -1;
     }
     return 0;
@@ -211,7 +212,8 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
     } else {
         base = mmap(NULL, want.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base == MAP_FAILED) {
-            snprintf(err, err_size, "cannot allocate %llu MiB", (unsigned long long)want.size >> 20);
+            snprintf(err, err_size, "cannot allocate %llu MiB",
+                     (unsigned long long)want.size >> 20);
             goto fail;
         }
     }

@@ -339,7 +339,8 @@ static struct moat_session *quoted_session(struct burst *b, const struct moat_pk
     if (LOAD(&s->flags) & MOAT_SES_F_CUT ||
         moat_session_expired(s, b->thread->now_s, &b->view->timers) || !LOAD(&s->side[back].state))
         return NULL;
-    if (moat_session_is_stale(b->view, s) && !moat_rejudge(b->engine->sessions, b->view, b->counters, s)) {
+    if (moat_session_is_stale(b->view, s) &&
+        !moat_rejudge(b->engine->sessions, b->view, b->counters, s)) {
         *reason = MOAT_R_POLICY_CHANGE;
         return NULL;
     }

@@ -46,9 +46,9 @@ static uint32_t take_chunk(struct moat_session_table *t, bool six, uint32_t out[
     if (f->n) {
         const struct chunk *c = chunk_at(t, f->first);
 
-        n = c->n + 1;
-        memcpy(out, c->index, c->n * sizeof *out);
-        out[c->n] = f->first;
+        n = (c->n < CHUNK ? c->n : CHUNK) + 1;
+        memcpy(out, c->index, (n - 1) * sizeof *out);
+        out[n - 1] = f->first;
         f->first = c->next;
         __atomic_store_n(&f->n, f->n - n, __ATOMIC_RELAXED);
         if (f->n)
