@@ -309,8 +309,6 @@ void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
     moat_spin_unlock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
 }
 
-/* --- insert and remove --- */
-
 static bool claim_way(struct moat_bucket *b, uint16_t tag, uint32_t index)
 {
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++) {
@@ -582,6 +580,20 @@ static void write_entry(struct moat_session_table *t, uint32_t index,
         memcpy(t->addrs6[index - t->first6], w->local6, 16);
         memcpy(t->addrs6[index - t->first6] + 16, w->remote6, 16);
     }
+}
+
+void moat_session_prepare(struct moat_session_table *t, struct moat_thread *thread,
+                          const struct moat_key *keys, const uint64_t *hashes, uint32_t which)
+{
+    unsigned n[2] = {0, 0};
+
+    for (uint32_t w = which; w; w &= w - 1) {
+        unsigned k = (unsigned)__builtin_ctz(w);
+
+        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[k], keys[k].tag)], 1);
+        n[keys[k].family == MOAT_FAM_IP6]++;
+    }
+    moat_session_expect(t, thread, n[0], n[1]);
 }
 
 /* --- insert and remove --- */

@@ -157,6 +157,11 @@ static inline bool moat_session_is(const struct moat_session *s, const struct mo
     return !((a[0] ^ b[0]) | (a[1] ^ b[1]));
 }
 
+/* The keys whose bits are set were not found; they will be looked up one by one and perhaps
+ * inserted: what that touches is prefetched. */
+void moat_session_prepare(struct moat_session_table *, struct moat_thread *,
+                          const struct moat_key *keys, const uint64_t *hashes, uint32_t which);
+
 /* One key, as above; for packets that another one of the same burst may have opened. */
 uint32_t moat_session_lookup(const struct moat_session_table *, const struct moat_key *,
                              uint64_t hash, const struct moat_pkt *, enum moat_dir);
