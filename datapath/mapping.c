@@ -119,13 +119,14 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
     if (found->layout != want->layout || memcmp(&found->n_slots, &want->n_slots,
                                                 offsetof(struct moat_mapping_head, seed) -
                                                     offsetof(struct moat_mapping_head, n_slots))) {
-        snprintf(err, err_size,
-                 "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
-                 "layout %u with %u slots and %u sessions (%u); start the engine with the same "
-                 "sizes, or remove the file to start empty",
-                 path, found->layout, found->n_slots, found->n_sessions,
-                 found->layout == want->layout ? found->n_sessions6 : found->n_sessions,
-                 want->layout, want->n_slots, want->n_sessions, want->n_sessions6);
+        snprintf(
+            err, err_size,
+            "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
+            "layout %u with %u slots and %u sessions (%u); start the engine with the same "
+            "sizes, or remove the file to start empty",
+            path, found->layout, found->n_slots, found->n_sessions,
+            found->layout == want->layout ? found->n_sessions6 : found->n_sessions, want->layout,
+            want->n_slots, want->n_sessions, want->n_sessions6);
         return -1;
     }
     return 0;

@@ -10,7 +10,6 @@
 #include "classify.h"
 #include "engine.h"
 
-
 void moat_session_flow(const struct moat_session_table *t, const struct moat_session *s,
                        struct moat_flow *f)
 {

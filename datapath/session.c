@@ -27,6 +27,9 @@
 #include "state_other.h"
 #include "state_tcp.h"
 
+/* How many entries move, at most, to make room for one, besides the one that is in its way. */
+#define MOVES 2
+
 /* So many of the entries, at most, wait for readers: at every other turn of ageing. */
 #define LIMBO_SHARE 16
 
@@ -136,7 +139,8 @@ static inline uint16_t way_tag(uint64_t hash, uint32_t tag)
     return v < 2 ? v + 2 : v;
 }
 
-static inline uint32_t second_bucket(const struct moat_session_table *t, uint64_t hash, uint32_t tag)
+static inline uint32_t second_bucket(const struct moat_session_table *t, uint64_t hash,
+                                     uint32_t tag)
 {
     return moat_session_scale(t, slot_mix(t, hash, tag));
 }
@@ -305,8 +309,6 @@ void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
     moat_spin_unlock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
 }
 
-/* --- insert and remove --- */
-
 static bool claim_way(struct moat_bucket *b, uint16_t tag, uint32_t index)
 {
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++) {
@@ -354,41 +356,50 @@ static bool displace(struct moat_session_table *t, uint32_t at)
     uint16_t way;
 
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
-        if (native(t, at, i, &way, &index, &second) &&
-            claim_way(&t->buckets[second], way, index)) {
+        if (native(t, at, i, &way, &index, &second) && claim_way(&t->buckets[second], way, index)) {
             __atomic_store_n(&t->buckets[at].tag[i], 0, __ATOMIC_RELEASE);
             return true;
         }
     return false;
 }
 
-/* The same in a bucket of perhaps another stripe than `held`; false too if that is busy. */
-static bool displace_of(struct moat_session_table *t, uint32_t at, uint32_t held)
-{
-    bool other = stripe_of(at) != held, done;
-
-    if (other && !moat_spin_try(&t->stripes[stripe_of(at)]))
-        return false;
-    done = displace(t, at);
-    if (other)
-        moat_spin_unlock(&t->stripes[stripe_of(at)]);
-    return done;
-}
-
-/* Room for one in bucket `at`, whose stripe the caller holds: an entry moves to its second choice,
- * if need be after one there has moved to its own. */
-static bool make_room(struct moat_session_table *t, uint32_t at)
+/* The same; if need be after one has moved from there to its own second choice, and so on.  A
+ * stripe that is busy, or ours further up, is passed over: nobody waits with a lock in hand. */
+static bool make_room(struct moat_session_table *t, uint32_t at, unsigned depth)
 {
     uint32_t index, second;
     uint16_t way;
 
     if (displace(t, at))
         return true;
-    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
-        if (native(t, at, i, &way, &index, &second) && displace_of(t, second, stripe_of(at)) &&
-            displace(t, at))
+    for (unsigned i = 0; depth && i < MOAT_BUCKET_WAYS; i++) {
+        bool other, done;
+
+        if (!native(t, at, i, &way, &index, &second))
+            continue;
+        other = stripe_of(second) != stripe_of(at);
+        if (other && !moat_spin_try(&t->stripes[stripe_of(second)]))
+            continue;
+        done = make_room(t, second, depth - 1);
+        if (other)
+            moat_spin_unlock(&t->stripes[stripe_of(second)]);
+        if (done && displace(t, at))
             return true;
+    }
     return false;
+}
+
+/* The caller holds the stripe of bucket `held` only. */
+static bool make_room_in(struct moat_session_table *t, uint32_t at, uint32_t held)
+{
+    bool other = stripe_of(at) != stripe_of(held), done;
+
+    if (other && !moat_spin_try(&t->stripes[stripe_of(at)]))
+        return false;
+    done = make_room(t, at, MOVES);
+    if (other)
+        moat_spin_unlock(&t->stripes[stripe_of(at)]);
+    return done;
 }
 
 static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag, uint32_t index)
@@ -398,9 +409,8 @@ static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag
 
     return claim_way(&t->buckets[first], way, index) ||
            claim_way(&t->buckets[second], way, index) ||
-           (make_room(t, first) && claim_way(&t->buckets[first], way, index)) ||
-           (displace_of(t, second, stripe_of(first)) &&
-            claim_way(&t->buckets[second], way, index));
+           (make_room(t, first, MOVES) && claim_way(&t->buckets[first], way, index)) ||
+           (make_room_in(t, second, first) && claim_way(&t->buckets[second], way, index));
 }
 
 /* --- what an entry holds --- */
@@ -576,6 +586,20 @@ static void write_entry(struct moat_session_table *t, uint32_t index,
     }
 }
 
+void moat_session_prepare(struct moat_session_table *t, struct moat_thread *thread,
+                          const struct moat_key *keys, const uint64_t *hashes, uint32_t which)
+{
+    unsigned n[2] = {0, 0};
+
+    for (uint32_t w = which; w; w &= w - 1) {
+        unsigned k = (unsigned)__builtin_ctz(w);
+
+        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[k], keys[k].tag)], 1);
+        n[keys[k].family == MOAT_FAM_IP6]++;
+    }
+    moat_session_expect(t, thread, n[0], n[1]);
+}
+
 /* --- insert and remove --- */
 
 uint32_t moat_session_insert(struct moat_session_table *t, struct moat_thread *thread,
@@ -631,7 +655,8 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     bool gone;
 
     /* A live entry's key changes under no one's hands but ours. */
-    if (t->n_limbo == t->max_limbo || !__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) || !over(aux, s))
+    if (t->n_limbo == t->max_limbo || !__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) ||
+        !over(aux, s))
         return false;
     hash = tuple_hash(t, &s->key);
     moat_session_lock(t, hash);

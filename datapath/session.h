@@ -60,13 +60,14 @@ struct moat_key {
 
 #define MOAT_SES_F_WAIT_FROM_VM 0x10 /* imported: no packet in this direction yet */
 #define MOAT_SES_F_WAIT_TO_VM 0x20
-#define MOAT_SES_F_CUT 0x40       /* ended by policy: packets that meet it meet nothing */
-#define MOAT_SES_F_HALF_OPEN 0x80 /* counts as half-open; who clears it uncounts it.  Of a record, the
-                                   * bit says something else: MOAT_SES_F_STALE */
-#define MOAT_SES_F_INTERNAL 0xf0  /* bits that stay out of records */
+#define MOAT_SES_F_CUT 0x40 /* ended by policy: packets that meet it meet nothing */
+#define MOAT_SES_F_HALF_OPEN                                                                       \
+    0x80 /* counts as half-open; who clears it uncounts it.  Of a record, the                      \
+          * bit says something else: MOAT_SES_F_STALE */
+#define MOAT_SES_F_INTERNAL 0xf0 /* bits that stay out of records */
 
-#define MOAT_SES_MARK_ERROR 0x01 /* an ICMP error came back: a query ends sooner */
-#define MOAT_SES_MARK_TO_VM 0x02 /* direction of the first packet; not set: from the VM */
+#define MOAT_SES_MARK_ERROR 0x01  /* an ICMP error came back: a query ends sooner */
+#define MOAT_SES_MARK_TO_VM 0x02  /* direction of the first packet; not set: from the VM */
 #define MOAT_SES_MARK_GEN_SHIFT 4 /* bits 4-7: which upper half its generation has */
 
 /* A slot's idle timers. */
@@ -115,7 +116,7 @@ struct moat_session_whole {
     struct moat_session s; /* tally, wraps and the generation's mark are the table's business */
     uint32_t rule, created;
     uint64_t generation;
-    uint64_t packets[2], bytes[2]; /* by direction */
+    uint64_t packets[2], bytes[2];   /* by direction */
     uint8_t local6[16], remote6[16]; /* IPv6 */
 };
 
@@ -156,6 +157,11 @@ static inline bool moat_session_is(const struct moat_session *s, const struct mo
     return !((a[0] ^ b[0]) | (a[1] ^ b[1]));
 }
 
+/* The keys whose bits are set were not found; they will be looked up one by one and perhaps
+ * inserted: what that touches is prefetched. */
+void moat_session_prepare(struct moat_session_table *, struct moat_thread *,
+                          const struct moat_key *keys, const uint64_t *hashes, uint32_t which);
+
 /* One key, as above; for packets that another one of the same burst may have opened. */
 uint32_t moat_session_lookup(const struct moat_session_table *, const struct moat_key *,
                              uint64_t hash, const struct moat_pkt *, enum moat_dir);
@@ -182,7 +188,7 @@ uint64_t moat_session_generation(const struct moat_session_table *, const struct
 static inline enum moat_dir moat_session_dir(const struct moat_session *s)
 {
     return __atomic_load_n(&s->marks, __ATOMIC_RELAXED) & MOAT_SES_MARK_TO_VM ? MOAT_TO_VM
-                                                                             : MOAT_FROM_VM;
+                                                                              : MOAT_FROM_VM;
 }
 
 /* A live session was admitted by this rule of this generation. */

@@ -29,7 +29,7 @@ struct chunk {
 };
 
 _Static_assert(sizeof(struct chunk) == sizeof(struct moat_session), "it lies in one");
-_Static_assert(CHUNK + 1 <= MOAT_SESSION_CACHE / 2, "a thread can take one and give back some");
+_Static_assert(MOAT_EXPECT_MAX + CHUNK + 1 <= MOAT_SESSION_CACHE, "one more chunk fits");
 
 static struct chunk *chunk_at(struct moat_session_table *t, uint32_t index)
 {
@@ -46,9 +46,9 @@ static uint32_t take_chunk(struct moat_session_table *t, bool six, uint32_t out[
     if (f->n) {
         const struct chunk *c = chunk_at(t, f->first);
 
-        n = c->n + 1;
-        memcpy(out, c->index, c->n * sizeof *out);
-        out[c->n] = f->first;
+        n = (c->n < CHUNK ? c->n : CHUNK) + 1;
+        memcpy(out, c->index, (n - 1) * sizeof *out);
+        out[n - 1] = f->first;
         f->first = c->next;
         __atomic_store_n(&f->n, f->n - n, __ATOMIC_RELAXED);
         if (f->n)
@@ -89,6 +89,36 @@ void moat_session_give(struct moat_session_table *t, const uint32_t *indexes, ui
     for (int six = 0; six < 2; six++)
         if (k[six])
             give_chunk(t, six, some[six], k[six]);
+}
+
+/* The thread shall have n of list `six` at hand, or all that there are; their lines are on the
+ * way, the next one's first. */
+static void stock(struct moat_session_table *t, struct moat_session_cache *c, bool six, uint32_t n)
+{
+    while (c->n < n) {
+        uint32_t more = take_chunk(t, six, c->index + c->n);
+
+        if (!more)
+            break;
+        c->n += more;
+    }
+    for (uint32_t i = c->n; i > 0 && n > 0; i--, n--) {
+        uint32_t index = c->index[i - 1];
+
+        __builtin_prefetch(&t->sessions[index], 1);
+        __builtin_prefetch(&t->cold[index], 1);
+        if (six)
+            __builtin_prefetch(t->addrs6[index - t->first6], 1);
+    }
+}
+
+void moat_session_expect(struct moat_session_table *t, struct moat_thread *thread, unsigned n4,
+                         unsigned n6)
+{
+    if (n4)
+        stock(t, &thread->free[0], false, n4);
+    if (n6)
+        stock(t, &thread->free[1], true, n6);
 }
 
 uint32_t moat_session_take(struct moat_session_table *t, struct moat_thread *thread, uint8_t family)

@@ -73,6 +73,12 @@ static inline void moat_session_prefetch(const struct moat_session_table *t, uin
 uint32_t moat_session_take(struct moat_session_table *, struct moat_thread *, uint8_t family);
 void moat_session_untake(struct moat_session_table *, struct moat_thread *, uint32_t index);
 
+/* So many IPv4 and IPv6 sessions will perhaps be inserted, MOAT_EXPECT_MAX at most of each: entries
+ * for them are made ready. */
+#define MOAT_EXPECT_MAX 32
+void moat_session_expect(struct moat_session_table *, struct moat_thread *, unsigned n4,
+                         unsigned n6);
+
 /* Dead entries that nobody looks at any more. */
 void moat_session_give(struct moat_session_table *, const uint32_t *indexes, uint32_t n);
 

@@ -32,7 +32,8 @@ static void look_at(struct moat_engine *e, struct moat_thread *self, struct moat
     v = __atomic_load_n(&e->slots[index].view, __ATOMIC_ACQUIRE);
     if (v && v->tag == tag && v->rules &&
         !(__atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT) &&
-        moat_session_is_stale(v, s) && !moat_rejudge(e->sessions, v, moat_thread_counters(self, index), s))
+        moat_session_is_stale(v, s) &&
+        !moat_rejudge(e->sessions, v, moat_thread_counters(self, index), s))
         e->slots[index].swept++;
 }
 

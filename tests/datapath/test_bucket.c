@@ -67,12 +67,12 @@ static struct moat_session_whole tuple(uint32_t n)
 
     memset(&w, 0, sizeof w);
     w.s.key = (struct moat_key){.tag = TAG,
-                              .local = 0x0100000a,
-                              .remote = n >> 16,
-                              .lport = (uint16_t)n,
-                              .rport = 53,
-                              .proto = 17,
-                              .family = MOAT_FAM_IP4};
+                                .local = 0x0100000a,
+                                .remote = n >> 16,
+                                .lport = (uint16_t)n,
+                                .rport = 53,
+                                .proto = 17,
+                                .family = MOAT_FAM_IP4};
     w.s.side[0].state = 1;
     return w;
 }
@@ -229,7 +229,8 @@ static struct moat_session_whole folded(uint8_t local, uint8_t remote)
 
 START_TEST(full_addresses_decide)
 {
-    struct moat_session_whole a = folded(1, 1), b = folded(1, 2), c = folded(2, 1), d = folded(2, 2);
+    struct moat_session_whole a = folded(1, 1), b = folded(1, 2), c = folded(2, 1),
+                              d = folded(2, 2);
     uint32_t at[3];
 
     ck_assert_mem_eq(&a.s.key, &d.s.key, sizeof a.s.key);

@@ -621,9 +621,12 @@ static uint32_t move_slot(struct rig *from, struct rig *to, unsigned slot)
 /* As if one packet each way had been seen: windows are exact again. */
 static void end_leniency(struct rig *r)
 {
-    for (uint32_t i = 0; i < moat_session_table_size(r->e->sessions); i++)
-        moat_session_at(r->e->sessions, i)->flags &=
-            (uint8_t) ~(MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM);
+    for (uint32_t i = 0; i < moat_session_table_size(r->e->sessions); i++) {
+        struct moat_session *s = moat_session_at(r->e->sessions, i);
+
+        if (s->key.tag)
+            s->flags &= (uint8_t) ~(MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM);
+    }
 }
 
 static uint32_t move_all(struct rig *from, struct rig *to, bool lenient)
