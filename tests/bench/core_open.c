@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* New connections.
+ *
+ * core_new(): opened at both slots, one rule, nothing ends.
+ *
+ * core_new_rules(): opened at b's slot, each meets RIG_RULES rules, and as many end meanwhile. The
+ * engine's clock is the benchmark's own: a turn of it (50 ms) opens TURN_BURSTS bursts and then
+ * runs the control thread's turn, whose time counts.  Sessions idle for 2 s are over, so after the
+ * warm-up as many end in a turn as begin; that they do is checked.
+ *
+ * core_stall(): the longest burst of the same.  Everything but the machine is the same in each
+ * replay (seed, clock, connections), so what delays a burst in one replay only was the machine:
+ * the least of the replays is what burst i takes, and the stall is how much longer than the
+ * median burst the longest takes.  Turns belong to another thread and are not bursts. */
+
+#include "core_rows.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "rig.h"
+#include "timing.h"
+
+#define TURN_MS 50
+#define TURN_BURSTS 1024
+#define IDLE_S 2
+#define STEADY_SESSIONS (4u << 20)
+#define WARM_TURNS 120
+#define TURNS 60
+#define REPLAYS 3
+
+static uint64_t clock_ms;
+
+static uint64_t bench_clock(void)
+{
+    return clock_ms;
+}
+
+struct opening {
+    struct rig_thread thread;
+    int tcp;
+    uint32_t next;
+};
+
+static uint64_t both_burst(void *o_)
+{
+    struct opening *o = o_;
+
+    for (unsigned i = 0; i < FRAME_BURST; i++)
+        frame_make(o->thread.frame[i], o->tcp, o->next++, 0, FRAME_SYN);
+    return rig_judge_both(&o->thread, 0, FRAME_BURST);
+}
+
+void core_new(int tcp)
+{
+    static struct opening o;
+    static struct rig rig;
+    struct rig_conf conf = {.n_sessions = 1u << 20};
+    double cycles;
+
+    rig_start(&rig, &conf);
+    rig_thread_init(&o.thread, &rig, 0);
+    o.tcp = tcp;
+    cycles = median_of(both_burst, &o, 32);
+    rig_want(&o.thread, RIG_A, o.next);
+    rig_want(&o.thread, RIG_B, o.next);
+    printf("%.2f\n", tsc_hz() / cycles);
+    rig_stop(&rig);
+}
+
+/* --- with expiry --- */
+
+static void steady_start(struct opening *o, struct rig *rig)
+{
+    struct rig_conf conf = {.n_sessions = STEADY_SESSIONS,
+                            .udp_s = IDLE_S,
+                            .n_rules = RIG_RULES,
+                            .now_ms = bench_clock};
+
+    clock_ms = 1000000;
+    rig_start(rig, &conf);
+    rig_thread_init(&o->thread, rig, 0);
+    o->next = 0;
+}
+
+static uint64_t rule_burst(struct opening *o)
+{
+    for (unsigned i = 0; i < FRAME_BURST; i++) {
+        struct frame_flow w;
+
+        rig_rule_flow(o->next++ % RIG_MAX_RULE_FLOWS, 0, &w);
+        frame_of(o->thread.frame[i], &w, 0, 0);
+    }
+    return rig_judge(&o->thread, RIG_B, MOAT_TO_VM, FRAME_BURST);
+}
+
+static uint64_t end_turn(const struct rig *rig)
+{
+    uint64_t t = __rdtsc();
+
+    clock_ms += TURN_MS;
+    moat_engine_turn(rig->engine);
+    return __rdtsc() - t;
+}
+
+static uint64_t whole_turn(struct opening *o, const struct rig *rig)
+{
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < TURN_BURSTS; i++)
+        sum += rule_burst(o);
+    return sum + end_turn(rig);
+}
+
+void core_new_rules(void)
+{
+    static struct opening o;
+    static struct rig rig;
+    double t[TURNS], begun = (double)TURNS * TURN_BURSTS * FRAME_BURST;
+    uint64_t ended;
+
+    steady_start(&o, &rig);
+    for (unsigned i = 0; i < WARM_TURNS; i++)
+        whole_turn(&o, &rig);
+    ended = rig_counter(&rig, RIG_B, MOAT_C_SESSIONS_EXPIRED);
+    for (unsigned i = 0; i < TURNS; i++)
+        t[i] = (double)whole_turn(&o, &rig);
+    ended = rig_counter(&rig, RIG_B, MOAT_C_SESSIONS_EXPIRED) - ended;
+    if (o.thread.refused)
+        rig_die("new connections were refused");
+    if ((double)ended < begun * .9)
+        rig_die("fewer sessions end than begin");
+    qsort(t, TURNS, sizeof *t, by_value);
+    printf("%.0f\n", TURN_BURSTS * FRAME_BURST * tsc_hz() / t[TURNS / 2]);
+    rig_stop(&rig);
+}
+
+/* --- stalls --- */
+
+static void replay(double *least, double *least_turn)
+{
+    static struct opening o;
+    static struct rig rig;
+    const char *file = getenv("MOAT_BENCH_MAPPING");
+
+    if (file)
+        unlink(file); /* the tables begin empty, each time */
+    steady_start(&o, &rig);
+    for (unsigned i = 0; i < WARM_TURNS; i++) {
+        double t;
+
+        for (unsigned j = 0; j < TURN_BURSTS; j++) {
+            t = (double)rule_burst(&o);
+            if (!least[i * TURN_BURSTS + j] || t < least[i * TURN_BURSTS + j])
+                least[i * TURN_BURSTS + j] = t;
+        }
+        t = (double)end_turn(&rig);
+        if (!least_turn[i] || t < least_turn[i])
+            least_turn[i] = t;
+    }
+    if (o.thread.refused)
+        rig_die("new connections were refused");
+    rig_stop(&rig);
+}
+
+void core_stall(void)
+{
+    static double least[WARM_TURNS * TURN_BURSTS], least_turn[WARM_TURNS];
+    unsigned n = WARM_TURNS * TURN_BURSTS;
+    double us = 1e6 / tsc_hz();
+
+    for (unsigned i = 0; i < REPLAYS; i++)
+        replay(least, least_turn);
+    qsort(least, n, sizeof *least, by_value);
+    qsort(least_turn, WARM_TURNS, sizeof *least_turn, by_value);
+    fprintf(stderr,
+            "bursts of %u: median %.2f us, p99.9 %.2f us, longest %.2f us; control thread's turn: "
+            "median %.0f us, longest %.0f us\n",
+            FRAME_BURST, least[n / 2] * us, least[n - n / 1000] * us, least[n - 1] * us,
+            least_turn[WARM_TURNS / 2] * us, least_turn[WARM_TURNS - 1] * us);
+    printf("%.2f\n", (least[n - 1] - least[n / 2]) * us);
+}
