@@ -47,10 +47,8 @@ l2_guests_stop() {
 }
 
 # l2_hear SECONDS / l2_tell SECONDS COMMAND...: an answer; a command and its answer.
-l2_hear() {
-    local answer
-    read -r -t "$1" -u "$l2_answers" answer && printf '%s\n' "$answer"
-}
+# There is never more than one to come.
+l2_hear() { timeout "$1" head -n 1 <&"$l2_answers"; }
 l2_tell() {
     local seconds_=$1
     shift
@@ -63,15 +61,17 @@ l2_tell() {
 # l2_priority fifo|other: for the length of a window the switch and the guests have their
 # cores to themselves; this shell and the switch's main thread come before them.
 l2_priority() {
-    local switch=/proc/$l2_switch/task guests=/proc/$l2_guests/task task
+    local switch=/proc/$l2_switch/task guests=/proc/$l2_guests/task task name
     if [ "$1" = fifo ]; then chrt -f -p 3 $$ >/dev/null; fi
     for task in "$switch"/* "$guests"/*; do
-        case "$1 $task $(<"$task/comm")" in
+        # A thread may have ended. (Not name=$(<FILE): a file that is gone ends this shell.)
+        { read -r name <"$task/comm"; } 2>/dev/null || continue
+        case "$1 $task $name" in
         fifo*pmd*) chrt -f -p 1 "${task##*/}" ;;
         "fifo $switch"*) chrt -f -p 2 "${task##*/}" ;;
         fifo*) chrt -f -p 1 "${task##*/}" ;;
         *) chrt -o -p 0 "${task##*/}" ;;
-        esac 2>/dev/null || true # a thread may have ended
+        esac 2>/dev/null || true
     done
     if [ "$1" = other ]; then chrt -o -p 0 $$ >/dev/null; fi
 }
