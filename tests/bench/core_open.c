@@ -18,7 +18,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "rig.h"
 #include "timing.h"
@@ -143,10 +142,8 @@ static void replay(double *least, double *least_turn)
 {
     static struct opening o;
     static struct rig rig;
-    const char *file = getenv("MOAT_BENCH_MAPPING");
 
-    if (file)
-        unlink(file); /* the tables begin empty, each time */
+    rig_forget_tables();
     steady_start(&o, &rig);
     for (unsigned i = 0; i < WARM_TURNS; i++) {
         double t;

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <x86intrin.h>
 
 #include "guests.h"
@@ -104,6 +105,14 @@ void rig_start(struct rig *rig, const struct rig_conf *conf)
 void rig_stop(struct rig *rig)
 {
     moat_engine_destroy(rig->engine);
+}
+
+void rig_forget_tables(void)
+{
+    const char *file = getenv("MOAT_BENCH_MAPPING");
+
+    if (file)
+        unlink(file);
 }
 
 uint32_t rig_room(uint64_t sessions)

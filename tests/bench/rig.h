@@ -50,6 +50,9 @@ __attribute__((noreturn)) void rig_die(const char *what);
 void rig_start(struct rig *, const struct rig_conf *);
 void rig_stop(struct rig *);
 
+/* Between two rigs: the tables of the next begin empty. */
+void rig_forget_tables(void);
+
 /* To be called on the thread itself; `id` makes its random numbers its own. */
 void rig_thread_init(struct rig_thread *, struct rig *, unsigned id);
 

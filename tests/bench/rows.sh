@@ -27,8 +27,8 @@ core_rows() {
     for n in 10 1000; do
         printf 'core-classify-%s|ns/flow|||8|classify %s|\n' $n $n
     done
-    printf 'memory-ipv4|bytes/session|moat<=96|1|340|memory 4|memory udp\n'
-    printf 'memory-ipv6|bytes/session|moat<=128|1|340|memory 6|\n'
+    printf 'memory-ipv4|bytes/session|moat<=96|1|1240|memory 4|memory udp\n'
+    printf 'memory-ipv6|bytes/session|moat<=128|1|1240|memory 6|\n'
     printf 'capacity|sessions|moat>=16000000|1|1240|capacity 16777216|\n'
     printf 'ageing-10m|%% of a core|moat<=2||1240|ageing 10000000|\n'
     for t in lookup:1.9 insert:1.7 shared:1.6; do
