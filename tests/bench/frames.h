@@ -9,10 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "timing.h"
+
 #define FRAME 60
 #define FRAME6 62 /* IPv6 and UDP without data */
 #define FRAME_ROOM 64
-#define FRAME_BURST 32
 #define FRAMES_MAX_CONNS (32u << 20) /* 1000 ports of one end, 32768 of the other */
 
 #define FRAME_SYN 2

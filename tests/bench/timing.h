@@ -10,8 +10,7 @@
 #include <time.h>
 #include <x86intrin.h>
 
-#include "frames.h"
-
+#define FRAME_BURST 32 /* packets that are judged at once */
 #define CHUNKS 301
 #define CHUNK_BURSTS 64
 
