@@ -34,7 +34,7 @@ struct worker {
     unsigned nr, n_workers;
     int back;
     uint32_t next, from, n_conns;
-    double cycles; /* per packet, the median */
+    double cycles;               /* per packet, the median */
 } __attribute__((aligned(256))); /* no line, nor its neighbour, belongs to two threads */
 
 static struct rig rig;
