@@ -19,6 +19,7 @@
 #define DEFAULT_SLOTS 128
 #define MAX_SLOTS 4000 /* 12 bits of the session key, and not 0 */
 #define DEFAULT_SESSIONS 262144
+#define MIN_SESSIONS 64
 #define MAX_SESSIONS (1u << 26)
 #define EVENTS 4096
 #define MAX_DATAGRAMS 65536 /* in fragments; some 1.3 KB each, touched when used */
@@ -112,21 +113,23 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
         e->conf.n_slots = DEFAULT_SLOTS;
     if (!e->conf.n_sessions)
         e->conf.n_sessions = DEFAULT_SESSIONS;
+    if (!e->conf.n_sessions6)
+        e->conf.n_sessions6 = e->conf.n_sessions / 2;
     if (!e->conf.now_ms)
         e->conf.now_ms = monotonic_ms;
     e->id = __atomic_fetch_add(&next_engine_id, 1, __ATOMIC_RELAXED);
     if (e->conf.n_slots > MAX_SLOTS || e->conf.n_sessions > MAX_SESSIONS ||
-        e->conf.n_sessions < 64 || (e->conf.n_sessions & (e->conf.n_sessions - 1))) {
+        e->conf.n_sessions < MIN_SESSIONS || e->conf.n_sessions6 > e->conf.n_sessions) {
         snprintf(err, err_size,
-                 "%u slots, %u sessions: at most %u slots, and a power of two of sessions from 64 "
-                 "to %u",
-                 e->conf.n_slots, e->conf.n_sessions, MAX_SLOTS, MAX_SESSIONS);
+                 "%u slots, %u sessions, %u of them for IPv6: at most %u slots, and %u to %u sessions",
+                 e->conf.n_slots, e->conf.n_sessions, e->conf.n_sessions6, MAX_SLOTS, MIN_SESSIONS,
+                 MAX_SESSIONS);
         free(e);
         return NULL;
     }
     moat_qsbr_init(&e->qsbr);
-    e->map = moat_mapping_open(conf->mapping, e->conf.n_slots, e->conf.n_sessions, conf->seed, err,
-                               err_size);
+    e->map = moat_mapping_open(conf->mapping, e->conf.n_slots, e->conf.n_sessions,
+                               e->conf.n_sessions6, conf->seed, err, err_size);
     if (!e->map) {
         free(e);
         return NULL;
@@ -285,10 +288,11 @@ static void age(struct moat_engine *e, struct moat_thread *self)
 
     moat_qsbr_enter(&e->qsbr, self->reader);
     for (uint32_t n = 0; n < slice && n < size; n++) {
-        uint32_t i = e->age_next++ & (size - 1);
+        uint32_t i = e->age_next;
         uint32_t tag = __atomic_load_n(&moat_session_at(e->sessions, i)->key.tag, __ATOMIC_ACQUIRE);
         uint32_t slot = (tag & 0xfff) - 1;
 
+        e->age_next = i + 1 < size ? i + 1 : 0;
         if (tag && slot < e->conf.n_slots &&
             moat_session_remove_if(e->sessions, i, session_over, &a)) {
             uncount(e, slot, tag, moat_session_at(e->sessions, i));

@@ -39,7 +39,9 @@ typedef void moat_inject_fn(struct moat_port *, enum moat_dir, const uint8_t *fr
 struct moat_engine_conf {
     const char *mapping;      /* file on a hugetlbfs; NULL: private memory (tests) */
     uint32_t n_slots;         /* 0: 128 */
-    uint32_t n_sessions;      /* 0: 262144; a power of two */
+    uint32_t n_sessions;      /* 0: 262144; from 64 on */
+    uint32_t n_sessions6;     /* of these, how many may be IPv6 ones; 0: half of them.  The price of
+                               * one is 32 bytes more; IPv4 sessions take them too, last */
     uint8_t unclaimed;        /* enum moat_fail: what a port without slot gets: block or allow */
     uint64_t (*now_ms)(void); /* monotonic, survives the process; NULL: CLOCK_MONOTONIC_COARSE */
     const uint64_t *seed;     /* 4 words; NULL: random (an existing mapping keeps its own) */
@@ -68,6 +70,14 @@ struct moat_engine {
     uint64_t id; /* of this engine object: a thread's cached context belongs to it */
 };
 
+/* Session entries that a thread has at hand. */
+#define MOAT_SESSION_CACHE 64
+
+struct moat_session_cache {
+    uint32_t n;
+    uint32_t index[MOAT_SESSION_CACHE];
+};
+
 /* What one packet thread owns. */
 struct moat_thread {
     struct moat_engine *engine;
@@ -76,8 +86,7 @@ struct moat_thread {
     uint32_t in_use;    /* 0: its thread has ended, another may take it over */
     uint64_t *counters; /* n_slots x MOAT_COUNTERS_STRIDE; written by this thread alone */
     uint32_t now_s;     /* engine clock of the burst */
-    uint32_t n_free;    /* session indexes at hand */
-    uint32_t free[64];
+    struct moat_session_cache free[2]; /* without, with room for IPv6 addresses */
 };
 
 /* Counters of one slot start on a cache line. */

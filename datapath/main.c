@@ -7,7 +7,9 @@
  *   MOAT_MAPPING    file of sessions, slots and rulesets on a hugetlbfs, not of a name that
  *                   EAL removes at its start (*map_*); /dev/hugepages/moat.tables
  *   MOAT_SLOTS      vNICs at most; 128
- *   MOAT_SESSIONS   sessions at most, a power of two; 262144
+ *   MOAT_SESSIONS   sessions at most, 64 to 67108864; 262144
+ *   MOAT_SESSIONS_IPV6  how many of these may be IPv6 sessions; half of them.  The memory of one is
+ *                   128 bytes in place of 96; IPv4 sessions use it too, when theirs is full
  *   MOAT_UNCLAIMED  what a port without a slot gets: block or allow; block
  *
  * Once started it stays for the life of the process.  Without a control socket the
@@ -77,7 +79,8 @@ static int read_conf(struct moat_engine_conf *conf, char *err, size_t err_size)
 
     conf->mapping = text_of("MOAT_MAPPING", DEFAULT_MAPPING);
     if (read_number("MOAT_SLOTS", &conf->n_slots, err, err_size) ||
-        read_number("MOAT_SESSIONS", &conf->n_sessions, err, err_size))
+        read_number("MOAT_SESSIONS", &conf->n_sessions, err, err_size) ||
+        read_number("MOAT_SESSIONS_IPV6", &conf->n_sessions6, err, err_size))
         return -1;
     if (strcmp(unclaimed, "block") && strcmp(unclaimed, "allow")) {
         snprintf(err, err_size, "MOAT_UNCLAIMED=%s is neither block nor allow", unclaimed);
@@ -205,9 +208,9 @@ moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
         return NULL;
     }
     LOG(INFO,
-        "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u; ports "
-        "without a slot: %s\n",
+        "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u (%u "
+        "of these for IPv6); ports without a slot: %s\n",
         MOAT_VERSION, conf.mapping, engine->recovered_slots, engine->recovered_sessions,
-        engine->conf.n_slots, engine->conf.n_sessions, moat_fail_name(conf.unclaimed));
+        engine->conf.n_slots, engine->conf.n_sessions, engine->conf.n_sessions6, moat_fail_name(conf.unclaimed));
     return &engine_ops;
 }

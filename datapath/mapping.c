@@ -29,21 +29,32 @@ static uint64_t align_up(uint64_t v, uint64_t to)
     return (v + to - 1) / to * to;
 }
 
-static void plan(struct moat_mapping_head *h, uint32_t n_slots, uint32_t n_sessions, uint64_t page)
+/* 17 sessions in two buckets of 10 ways: a load of 0.85 when the table is full. */
+static uint32_t buckets_for(uint32_t n_sessions)
+{
+    return (uint32_t)(((uint64_t)n_sessions * 2 + 16) / 17);
+}
+
+static void plan(struct moat_mapping_head *h, uint32_t n_slots, uint32_t n_sessions,
+                 uint32_t n_sessions6, uint64_t page)
 {
     memset(h, 0, sizeof *h);
     h->magic = MOAT_MAPPING_MAGIC;
     h->layout = MOAT_MAPPING_LAYOUT;
     h->n_slots = n_slots;
     h->n_sessions = n_sessions;
-    h->n_buckets = n_sessions * 2 / MOAT_BUCKET_WAYS;
+    h->n_sessions6 = n_sessions6;
+    h->n_buckets = buckets_for(n_sessions);
     h->ruleset_size = MOAT_RULESET_MAX_SIZE;
     h->session_size = sizeof(struct moat_session);
+    h->cold_size = sizeof(struct moat_session_cold);
     h->slot_size = sizeof(struct moat_slot_rec);
     h->slots_off = align_up(sizeof *h, 4096);
     h->rulesets_off = align_up(h->slots_off + (uint64_t)n_slots * h->slot_size, 4096);
     h->sessions_off = align_up(h->rulesets_off + (uint64_t)n_slots * 2 * h->ruleset_size, 4096);
-    h->buckets_off = align_up(h->sessions_off + (uint64_t)n_sessions * h->session_size, 4096);
+    h->cold_off = align_up(h->sessions_off + (uint64_t)n_sessions * h->session_size, 4096);
+    h->addrs6_off = align_up(h->cold_off + (uint64_t)n_sessions * h->cold_size, 4096);
+    h->buckets_off = align_up(h->addrs6_off + (uint64_t)n_sessions6 * 32, 4096);
     h->size = align_up(h->buckets_off + (uint64_t)h->n_buckets * sizeof(struct moat_bucket), page);
 }
 
@@ -80,22 +91,24 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
     if (!found->magic && !found->complete)
         return 1;
     if (found->magic != MOAT_MAPPING_MAGIC) {
-        snprintf(err, err_size, "%s: not a Moat mapping (magic %#llx); remove the file to start empty",
-                 path, (unsigned long long)found->magic);
+        snprintf(err, err_size,
+                 "%s: not a Moat mapping (magic %#llx); remove the file to start empty", path,
+                 (unsigned long long)found->magic);
         return -1;
     }
     if (!found->complete || memcmp(found->boot_id, want->boot_id, sizeof found->boot_id))
         return 1;
-    if (found->layout != want->layout ||
-        memcmp(&found->n_slots, &want->n_slots,
-               offsetof(struct moat_mapping_head, seed) -
-                   offsetof(struct moat_mapping_head, n_slots))) {
-        snprintf(err, err_size,
-                 "%s: layout %u with %u slots and %u sessions, this engine has layout %u with %u "
-                 "slots and %u sessions; start the engine with the same sizes, or remove the file "
-                 "to start empty",
-                 path, found->layout, found->n_slots, found->n_sessions, want->layout,
-                 want->n_slots, want->n_sessions);
+    if (found->layout != want->layout || memcmp(&found->n_slots, &want->n_slots,
+                                                offsetof(struct moat_mapping_head, seed) -
+                                                    offsetof(struct moat_mapping_head, n_slots))) {
+        snprintf(
+            err, err_size,
+            "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
+            "layout %u with %u slots and %u sessions (%u); start the engine with the same "
+            "sizes, or remove the file to start empty",
+            path, found->layout, found->n_slots, found->n_sessions,
+            found->layout == want->layout ? found->n_sessions6 : found->n_sessions, want->layout,
+            want->n_slots, want->n_sessions, want->n_sessions6);
         return -1;
     }
     return 0;
@@ -168,7 +181,8 @@ static int lay_out(struct moat_mapping_head *h, const struct moat_mapping_head *
 }
 
 struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint32_t n_sessions,
-                                       const uint64_t *seed, char *err, size_t err_size)
+                                       uint32_t n_sessions6, const uint64_t *seed, char *err,
+                                       size_t err_size)
 {
     struct moat_mapping *m = calloc(1, sizeof *m);
     struct moat_mapping_head want;
@@ -186,7 +200,7 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
         if (m->fd < 0)
             goto fail;
     }
-    plan(&want, n_slots, n_sessions, page);
+    plan(&want, n_slots, n_sessions, n_sessions6, page);
     read_boot_id(want.boot_id);
     if (path) {
         base = map_file(m->fd, path, want.size, err, err_size);
@@ -198,7 +212,8 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
     } else {
         base = mmap(NULL, want.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base == MAP_FAILED) {
-            snprintf(err, err_size, "cannot allocate %llu MiB", (unsigned long long)want.size >> 20);
+            snprintf(err, err_size, "cannot allocate %llu MiB",
+                     (unsigned long long)want.size >> 20);
             goto fail;
         }
     }
@@ -211,6 +226,8 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
     m->slots = (void *)((uint8_t *)base + want.slots_off);
     m->rulesets = (uint8_t *)base + want.rulesets_off;
     m->sessions = (void *)((uint8_t *)base + want.sessions_off);
+    m->cold = (void *)((uint8_t *)base + want.cold_off);
+    m->addrs6 = (void *)((uint8_t *)base + want.addrs6_off);
     m->buckets = (void *)((uint8_t *)base + want.buckets_off);
     return m;
 

@@ -4,7 +4,8 @@
 
 /* The named hugepage mapping: everything that must outlive the switch.
  *
- *   header | slot records | rulesets, 2 per slot | sessions | buckets
+ *   header | slot records | rulesets, 2 per slot | sessions | their cold parts |
+ *   IPv6 addresses | buckets
  *
  * Sessions, slots and rulesets are found again after a crash or restart.  The buckets
  * live here only for their hugepages: the index is rebuilt from the sessions, so a torn
@@ -20,21 +21,36 @@
 #include "moat/ruleset.h"
 
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
-#define MOAT_MAPPING_LAYOUT 2
+#define MOAT_MAPPING_LAYOUT 3
+#define MOAT_GENERATION_HALVES 16
 
 struct moat_session;
+struct moat_session_cold;
 struct moat_bucket;
+
+/* Session entries without a session (session_free.c). */
+struct moat_free_list {
+    uint32_t first, n;
+};
 
 struct moat_mapping_head {
     uint64_t magic;
     uint32_t layout;
     uint32_t complete; /* stored last, when the rest has been laid out */
     uint32_t n_slots, n_sessions, n_buckets;
+    uint32_t n_sessions6; /* the last ones, of n_sessions: with room for IPv6 addresses */
     uint32_t ruleset_size;
-    uint32_t session_size, slot_size; /* sizes of the structures: part of the layout */
-    uint64_t slots_off, rulesets_off, sessions_off, buckets_off, size;
+    uint32_t session_size, cold_size, slot_size; /* sizes of the structures: part of the layout */
+    uint64_t slots_off, rulesets_off, sessions_off, cold_off, addrs6_off, buckets_off, size;
     uint64_t seed[4]; /* salt of the session hash */
     char boot_id[40]; /* the clock below counts from this boot */
+    /* Upper halves of generations, which sessions name by their place (session.c).  The first one
+     * is 0.  One that was written stays. */
+    uint32_t generation_high[MOAT_GENERATION_HALVES];
+    uint32_t n_generation_high; /* besides the first */
+    /* Between two engines of one process: the index and the lists below are whole. */
+    uint32_t index_whole;
+    struct moat_free_list free[2]; /* without, with room for IPv6; rebuilt at recovery */
 };
 
 /* Anti-spoofing learn-once: the first address of a family that the VM has used.  Written by a
@@ -72,15 +88,19 @@ struct moat_mapping {
     struct moat_slot_rec *slots;
     uint8_t *rulesets;
     struct moat_session *sessions;
+    struct moat_session_cold *cold;
+    uint8_t (*addrs6)[32];
     struct moat_bucket *buckets;
     int fd;
     bool fresh; /* made by this open: nothing to recover */
 };
 
-/* Opens or makes the mapping.  path NULL: private memory.  seed NULL: random; a mapping
+/* Opens or makes the mapping; n_sessions6 <= n_sessions of the sessions have room for IPv6
+ * addresses.  path NULL: private memory.  seed NULL: random; a mapping
  * that is there keeps its own.  NULL with the reason in err. */
 struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint32_t n_sessions,
-                                       const uint64_t *seed, char *err, size_t err_size);
+                                       uint32_t n_sessions6, const uint64_t *seed, char *err,
+                                       size_t err_size);
 void moat_mapping_close(struct moat_mapping *);
 
 /* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_RULESET_MAX_SIZE bytes. */

@@ -143,10 +143,13 @@ static enum moat_reason open_tcp(struct burst *b, const struct moat_pkt *p,
     return MOAT_R_NONE;
 }
 
-/* State of a session's first packet, all but the key. */
+/* A session's first packet, all but the key. */
 static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
-                                   const struct moat_match *d, struct moat_session *s)
+                                   const struct moat_match *d, struct moat_session_whole *w)
 {
+    struct moat_session *s = &w->s;
+
+    memset(s, 0, sizeof *s);
     if (p->kind == MOAT_PKT_TCP) {
         enum moat_reason reason = open_tcp(b, p, d, s);
 
@@ -158,28 +161,30 @@ static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
         moat_other_open(s->side, b->dir);
     }
     s->serial = b->view->serial;
-    s->seen = s->created = b->thread->now_s;
-    s->dir = b->dir;
-    s->rule = d->rule;
-    s->generation = moat_ruleset_head(b->view->rules)->generation;
-    s->packets[b->dir] = 1;
-    s->bytes[b->dir] = p->total;
+    s->seen = w->created = b->thread->now_s;
+    s->marks = b->dir == MOAT_TO_VM ? MOAT_SES_MARK_TO_VM : 0;
+    w->rule = d->rule;
+    w->generation = moat_ruleset_head(b->view->rules)->generation;
+    w->packets[b->dir] = 1;
+    w->bytes[b->dir] = p->total;
+    w->packets[!b->dir] = w->bytes[!b->dir] = 0;
     if (p->family == MOAT_FAM_IP6) {
-        memcpy(s->local6, b->dir == MOAT_FROM_VM ? p->src : p->dst, 16);
-        memcpy(s->remote6, b->dir == MOAT_FROM_VM ? p->dst : p->src, 16);
+        memcpy(w->local6, b->dir == MOAT_FROM_VM ? p->src : p->dst, 16);
+        memcpy(w->remote6, b->dir == MOAT_FROM_VM ? p->dst : p->src, 16);
     }
     return MOAT_R_NONE;
 }
 
-static void count_opened(struct burst *b, const struct moat_session *fresh)
+static void count_opened(struct burst *b, const struct moat_session_whole *fresh)
 {
     moat_count(b->counters, MOAT_C_SESSIONS_CREATED, 1);
-    if (fresh->flags & MOAT_SES_F_LOOSE)
+    if (fresh->s.flags & MOAT_SES_F_LOOSE)
         moat_count(b->counters, MOAT_C_PICKED_UP, 1);
 }
 
 /* May the vNIC have one more?  `more`: it adds to those that there are. */
-static enum moat_reason check_quotas(struct burst *b, const struct moat_session *fresh, bool more)
+static enum moat_reason check_quotas(struct burst *b, const struct moat_session_whole *fresh,
+                                     bool more)
 {
     const struct moat_view *v = b->view;
 
@@ -187,7 +192,7 @@ static enum moat_reason check_quotas(struct burst *b, const struct moat_session 
         tell_quota(b, MOAT_QUOTA_SESSIONS, MOAT_R_QUOTA, v->max_sessions);
         return MOAT_R_QUOTA;
     }
-    if (fresh->flags & MOAT_SES_F_HALF_OPEN && LOAD(&v->slot->half_open) >= v->max_half_open) {
+    if (fresh->s.flags & MOAT_SES_F_HALF_OPEN && LOAD(&v->slot->half_open) >= v->max_half_open) {
         tell_quota(b, MOAT_QUOTA_HALF_OPEN, MOAT_R_QUOTA_HALF_OPEN, v->max_half_open);
         return MOAT_R_QUOTA_HALF_OPEN;
     }
@@ -201,46 +206,29 @@ static enum moat_reason check_quotas(struct burst *b, const struct moat_session 
 /* A new connection on the tuple of one that is over: the entry serves again.  False if it
  * has been collected meanwhile. */
 static bool restart(struct burst *b, unsigned k, struct moat_session *s,
-                    const struct moat_session *fresh)
+                    const struct moat_session_whole *fresh)
 {
     uint8_t before = 0;
     bool alive;
 
     moat_session_lock(b->engine->sessions, b->hashes[k]);
-    alive = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) == fresh->key.tag;
-    if (alive) {
-        for (int d = 0; d < 2; d++) {
-            STORE(&s->side[d].state, fresh->side[d].state);
-            STORE(&s->side[d].seq_lo, fresh->side[d].seq_lo);
-            STORE(&s->side[d].seq_hi, fresh->side[d].seq_hi);
-            STORE(&s->side[d].max_win, fresh->side[d].max_win);
-            STORE(&s->side[d].wscale, fresh->side[d].wscale);
-            STORE(&s->packets[d], fresh->packets[d]);
-            STORE(&s->bytes[d], fresh->bytes[d]);
-        }
-        STORE(&s->dir, fresh->dir);
-        STORE(&s->rule, fresh->rule);
-        STORE(&s->generation, fresh->generation);
-        STORE(&s->created, fresh->created);
-        STORE(&s->seen, fresh->seen);
-        STORE(&s->serial, fresh->serial);
-        STORE(&s->marks, fresh->marks);
-        before = __atomic_exchange_n(&s->flags, fresh->flags, __ATOMIC_RELAXED);
-    }
+    alive = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) == fresh->s.key.tag;
+    if (alive)
+        before = moat_session_renew(b->engine->sessions, s, fresh);
     moat_session_unlock(b->engine->sessions, b->hashes[k]);
     if (before & MOAT_SES_F_HALF_OPEN)
         moat_slot_half_open_ended(b->view->slot);
     return alive;
 }
 
-static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_session *fresh)
+static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_session_whole *fresh)
 {
     struct moat_session_table *t = b->engine->sessions;
     enum moat_reason reason = MOAT_R_INTERNAL;
     bool found;
     uint32_t index = moat_session_insert(t, b->thread, b->hashes[k], fresh, &found, &reason);
 
-    if ((index == MOAT_NO_SESSION || found) && fresh->flags & MOAT_SES_F_HALF_OPEN)
+    if ((index == MOAT_NO_SESSION || found) && fresh->s.flags & MOAT_SES_F_HALF_OPEN)
         moat_slot_half_open_ended(b->view->slot);
     if (index == MOAT_NO_SESSION)
         return reason;
@@ -256,16 +244,16 @@ static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_se
 
 /* Policy permits it: a session opens on key k, or a quota or the table is against it. */
 static void open_session(struct burst *b, unsigned k, struct moat_session *old,
-                         struct moat_session *fresh, const struct moat_match *d)
+                         struct moat_session_whole *fresh, const struct moat_match *d)
 {
     unsigned i = b->which[k];
     enum moat_reason reason = check_quotas(b, fresh, !old);
 
-    fresh->key = b->keys[k];
+    fresh->s.key = b->keys[k];
     b->keyed[k]->by = MOAT_BY_RULE;
     b->keyed[k]->rule = d->rule;
     /* Before anybody can meet it: who ends it subtracts. */
-    if (!reason && fresh->flags & MOAT_SES_F_HALF_OPEN)
+    if (!reason && fresh->s.flags & MOAT_SES_F_HALF_OPEN)
         __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
     if (!reason && old && restart(b, k, old, fresh)) {
         count_opened(b, fresh);
@@ -285,7 +273,7 @@ void moat_open(struct burst *b, unsigned k)
     unsigned i = b->which[k];
     struct moat_pkt *p = b->keyed[k];
     struct moat_session *old = NULL;
-    struct moat_session fresh;
+    struct moat_session_whole fresh;
     struct moat_match d;
     struct moat_flow flow;
     enum moat_reason reason;
@@ -309,7 +297,6 @@ void moat_open(struct burst *b, unsigned k)
         refuse_by_rule(b, i, reason, &d);
         return;
     }
-    memset(&fresh, 0, sizeof fresh);
     reason = open_state(b, p, &d, &fresh);
     if (reason) {
         moat_pipe_refuse(b, i, MOAT_BY_RULE, reason);
@@ -365,7 +352,8 @@ static struct moat_session *quoted_session(struct burst *b, const struct moat_pk
     if (LOAD(&s->flags) & MOAT_SES_F_CUT ||
         moat_session_expired(s, b->thread->now_s, &b->view->timers) || !LOAD(&s->side[back].state))
         return NULL;
-    if (moat_session_is_stale(b->view, s) && !moat_rejudge(b->view, b->counters, s)) {
+    if (moat_session_is_stale(b->view, s) &&
+        !moat_rejudge(b->engine->sessions, b->view, b->counters, s)) {
         *reason = MOAT_R_POLICY_CHANGE;
         return NULL;
     }
@@ -392,7 +380,7 @@ void moat_open_error(struct burst *b, unsigned i)
     }
     __atomic_fetch_or(&s->marks, MOAT_SES_MARK_ERROR, __ATOMIC_RELAXED);
     b->pkts[i].by = MOAT_BY_RELATED;
-    b->pkts[i].rule = LOAD(&s->rule);
+    b->pkts[i].rule = LOAD(&moat_session_cold(b->engine->sessions, s)->rule);
     moat_pipe_pass(b, i);
 }
 
@@ -472,7 +460,7 @@ static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_a
         moat_pipe_account(b, s, p, b->dir);
     }
     p->by = MOAT_BY_FRAGMENT;
-    p->rule = s ? LOAD(&s->rule) : 0;
+    p->rule = s ? LOAD(&moat_session_cold(b->engine->sessions, s)->rule) : 0;
     moat_count(b->counters, MOAT_C_FRAGMENTS, 1);
     moat_pipe_pass(b, i);
 }

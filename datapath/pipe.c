@@ -21,7 +21,8 @@
 
 void moat_pipe_refuse(struct burst *b, unsigned i, enum moat_by by, enum moat_reason reason)
 {
-    if (reason == MOAT_TCP_UNBELIEVED) { /* passes to be challenged, and is nothing to the session */
+    if (reason ==
+        MOAT_TCP_UNBELIEVED) { /* passes to be challenged, and is nothing to the session */
         moat_count(b->counters, MOAT_C_UNBELIEVED, 1);
         b->pkts[i].by = (uint8_t)by;
         moat_pipe_pass(b, i);
@@ -156,7 +157,7 @@ STRAIGHT enum moat_reason track_state(struct burst *b, struct moat_session *s,
         if (flags & MOAT_SES_F_HALF_OPEN)
             end_half_open(b, s);
     }
-    if (dir != LOAD(&s->dir) && !(flags & MOAT_SES_F_REPLIED))
+    if (__builtin_expect(!(flags & MOAT_SES_F_REPLIED), 0) && dir != moat_session_dir(s))
         __atomic_fetch_or(&s->flags, MOAT_SES_F_REPLIED, __ATOMIC_RELAXED);
     return MOAT_R_NONE;
 }
@@ -176,7 +177,8 @@ STRAIGHT enum moat_reason track_in(struct burst *b, struct moat_session *s,
     enum moat_reason reason;
 
     if (__builtin_expect(LOAD(&s->serial) != b->view->serial, 0) &&
-        moat_session_is_stale(b->view, s) && !moat_rejudge(b->view, b->counters, s))
+        moat_session_is_stale(b->view, s) &&
+        !moat_rejudge(b->engine->sessions, b->view, b->counters, s))
         return MOAT_R_POLICY_CHANGE;
     reason = track_state(b, s, p, dir);
     if (!reason)
@@ -266,6 +268,13 @@ static __attribute__((noinline)) void judge_odd(struct burst *b)
         moat_open_fragment(b, (unsigned)__builtin_ctz(m));
 }
 
+static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
+{
+    moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, misses);
+    for (; misses; misses &= misses - 1)
+        moat_open(b, (unsigned)__builtin_ctz(misses));
+}
+
 STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
 {
     uint32_t misses;
@@ -277,8 +286,8 @@ STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
     } else {
         misses = look_up_all(b);
     }
-    for (; misses; misses &= misses - 1)
-        moat_open(b, (unsigned)__builtin_ctz(misses));
+    if (misses)
+        open_all(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))
         judge_odd(b);
 }

@@ -67,14 +67,18 @@ static inline bool moat_pipe_makes_sessions(const struct moat_pkt *p)
     return (p->kind == MOAT_PKT_UDP || p->kind == MOAT_PKT_IP_OTHER) && p->cast == MOAT_UNICAST;
 }
 
-/* Counts may lose a packet if two threads serve one direction (several queues). */
 STRAIGHT void moat_pipe_account(const struct burst *b, struct moat_session *s,
                                 const struct moat_pkt *p, const enum moat_dir dir)
 {
+    const uint32_t all = (1u << MOAT_TALLY_BYTE_BITS) - 1;
+    uint32_t tally = LOAD(&s->tally[dir]) + 1 + ((p->total & all) << MOAT_TALLY_BYTES);
+
     if (LOAD(&s->seen) != b->thread->now_s)
         STORE(&s->seen, b->thread->now_s);
-    STORE(&s->packets[dir], LOAD(&s->packets[dir]) + 1);
-    STORE(&s->bytes[dir], LOAD(&s->bytes[dir]) + p->total);
+    if (__builtin_expect(tally & MOAT_TALLY_CARRY || p->total > all, 0))
+        moat_session_carry(b->engine->sessions, s, dir, tally, p->total >> MOAT_TALLY_BYTE_BITS);
+    else
+        STORE(&s->tally[dir], tally);
 }
 
 /* pipe.c: packet i meets the live session s. */

@@ -10,16 +10,15 @@
 #include "classify.h"
 #include "engine.h"
 
-#define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
-#define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
-
-void moat_session_flow(const struct moat_session *s, struct moat_flow *f)
+void moat_session_flow(const struct moat_session_table *t, const struct moat_session *s,
+                       struct moat_flow *f)
 {
+    const uint8_t *addrs6 = moat_session_addresses(t, s);
     uint16_t lport = s->key.lport, rport = s->key.rport;
-    uint8_t dir = LOAD(&s->dir);
+    enum moat_dir dir = moat_session_dir(s);
 
     memset(f, 0, sizeof *f);
-    f->dir = dir;
+    f->dir = (uint8_t)dir;
     f->family = s->key.family;
     f->proto = s->key.proto;
     if (s->key.proto == 1 || s->key.proto == 58) {
@@ -28,22 +27,23 @@ void moat_session_flow(const struct moat_session *s, struct moat_flow *f)
         f->sport = dir == MOAT_FROM_VM ? lport : rport;
         f->dport = dir == MOAT_FROM_VM ? rport : lport;
     }
-    if (s->key.family == MOAT_FAM_IP4) {
+    if (!addrs6) {
         memcpy(f->local, &s->key.local, 4);
         memcpy(f->remote, &s->key.remote, 4);
     } else {
-        memcpy(f->local, s->local6, 16);
-        memcpy(f->remote, s->remote6, 16);
+        memcpy(f->local, addrs6, 16);
+        memcpy(f->remote, addrs6 + 16, 16);
     }
 }
 
-bool moat_rejudge(const struct moat_view *v, uint64_t *counters, struct moat_session *s)
+bool moat_rejudge(struct moat_session_table *t, const struct moat_view *v, uint64_t *counters,
+                  struct moat_session *s)
 {
     struct moat_match d;
     struct moat_flow flow;
 
     moat_count(counters, MOAT_C_SESSIONS_REJUDGED, 1);
-    moat_session_flow(s, &flow);
+    moat_session_flow(t, s, &flow);
     moat_classify(v->rules, &flow, 1, &d);
     if (d.verdict != MOAT_ALLOW) {
         uint8_t before = __atomic_fetch_or(&s->flags, MOAT_SES_F_CUT, __ATOMIC_RELAXED);
@@ -52,8 +52,6 @@ bool moat_rejudge(const struct moat_view *v, uint64_t *counters, struct moat_ses
             moat_count(counters, MOAT_C_SESSIONS_CUT, 1);
         return false;
     }
-    STORE(&s->rule, d.rule);
-    STORE(&s->generation, moat_ruleset_head(v->rules)->generation);
-    STORE(&s->serial, v->serial);
+    moat_session_admitted(t, s, d.rule, moat_ruleset_head(v->rules)->generation, v->serial);
     return true;
 }

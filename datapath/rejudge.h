@@ -13,7 +13,8 @@
 #include "slot.h"
 
 /* The flow of a session's first packet: what admitted it. */
-void moat_session_flow(const struct moat_session *, struct moat_flow *);
+void moat_session_flow(const struct moat_session_table *, const struct moat_session *,
+                       struct moat_flow *);
 
 /* An older ruleset admitted it, or none.  A newer one may have, if another thread sees a newer
  * view than this burst: that one's word counts. */
@@ -26,6 +27,7 @@ static inline bool moat_session_is_stale(const struct moat_view *v, const struct
 
 /* True: this view's rules admit it, and it is theirs now.  False: it is cut.  Within a QSBR
  * section; `counters` are the calling thread's for the slot. */
-bool moat_rejudge(const struct moat_view *, uint64_t *counters, struct moat_session *);
+bool moat_rejudge(struct moat_session_table *, const struct moat_view *, uint64_t *counters,
+                  struct moat_session *);
 
 #endif /* datapath/rejudge.h */

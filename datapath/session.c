@@ -4,8 +4,8 @@
  * stored (live) -> found, updated -> removed: tag zeroed, way freed (control thread) ->
  * limbo until a grace period has passed -> free list.
  *
- * A session that finds both its buckets full moves another one aside (displace()); at the
- * table's load of at most one half this always succeeds in practice.
+ * A session that finds both its buckets full moves another one aside (make_room()).  The table is
+ * full of sessions at a load of 0.85 of its ways; test_capacity.c fills it.
  *
  * Lock-free readers see a way's tag before or after its index; both orders are checked
  * against the entry's own key. */
@@ -27,11 +27,18 @@
 #include "state_other.h"
 #include "state_tcp.h"
 
-#define CACHE_REFILL 32
+/* How many entries move, at most, to make room for one, besides the one that is in its way. */
+#define MOVES 2
+
+/* So many of the entries, at most, wait for readers: at every other turn of ageing. */
+#define LIMBO_SHARE 16
 
 /* Digits of pi: a seed that a test chose small still mixes. */
 static const uint64_t spread[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0,
                                    0x082efa98ec4e6c89};
+
+#define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
+#define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
 
 struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
 {
@@ -39,15 +46,19 @@ struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
 
     if (!t)
         return NULL;
+    t->head = m->head;
     t->sessions = m->sessions;
+    t->cold = m->cold;
+    t->addrs6 = m->addrs6;
     t->buckets = m->buckets;
     t->n_sessions = m->head->n_sessions;
-    t->bucket_mask = m->head->n_buckets - 1;
+    t->first6 = m->head->n_sessions - m->head->n_sessions6;
+    t->n_buckets = m->head->n_buckets;
     for (int i = 0; i < 4; i++)
         t->seed[i] = m->head->seed[i] ^ spread[i];
-    t->free = malloc(t->n_sessions * sizeof *t->free);
-    t->limbo = malloc(t->n_sessions * sizeof *t->limbo);
-    if (!t->free || !t->limbo) {
+    t->max_limbo = t->n_sessions / LIMBO_SHARE + 1;
+    t->limbo = malloc(t->max_limbo * sizeof *t->limbo);
+    if (!t->limbo) {
         moat_session_table_destroy(t);
         return NULL;
     }
@@ -57,7 +68,6 @@ struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
 void moat_session_table_destroy(struct moat_session_table *t)
 {
     if (t) {
-        free(t->free);
         free(t->limbo);
         free(t);
     }
@@ -68,14 +78,32 @@ uint32_t moat_session_table_size(const struct moat_session_table *t)
     return t->n_sessions;
 }
 
-uint32_t moat_session_table_used(const struct moat_session_table *t)
+double moat_session_table_bytes(const struct moat_session_table *t, enum moat_family family)
 {
-    return t->n_sessions - __atomic_load_n(&t->n_free, __ATOMIC_RELAXED);
+    double shared = (double)t->n_buckets * sizeof *t->buckets +
+                    (double)t->max_limbo * sizeof *t->limbo + sizeof *t + sizeof *t->head;
+
+    return sizeof *t->sessions + sizeof *t->cold +
+           (family == MOAT_FAM_IP6 ? sizeof *t->addrs6 : 0) + shared / t->n_sessions;
 }
 
 struct moat_session *moat_session_at(const struct moat_session_table *t, uint32_t index)
 {
     return &t->sessions[index];
+}
+
+struct moat_session_cold *moat_session_cold(const struct moat_session_table *t,
+                                            const struct moat_session *s)
+{
+    return &t->cold[s - t->sessions];
+}
+
+const uint8_t *moat_session_addresses(const struct moat_session_table *t,
+                                      const struct moat_session *s)
+{
+    size_t i = (size_t)(s - t->sessions);
+
+    return s->key.family == MOAT_FAM_IP6 && i >= t->first6 ? t->addrs6[i - t->first6] : NULL;
 }
 
 static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
@@ -104,11 +132,17 @@ static inline uint32_t slot_mix(const struct moat_session_table *t, uint64_t has
 }
 
 /* Way tag: never 0 (free) or 1 (being written). */
-static inline uint32_t way_tag(uint64_t hash, uint32_t tag)
+static inline uint16_t way_tag(uint64_t hash, uint32_t tag)
 {
-    uint32_t v = (uint32_t)(hash >> 32) ^ tag * 0x9e3779b1u;
+    uint16_t v = (uint16_t)(hash >> 48 ^ (tag * 0x9e3779b1u) >> 16);
 
     return v < 2 ? v + 2 : v;
+}
+
+static inline uint32_t second_bucket(const struct moat_session_table *t, uint64_t hash,
+                                     uint32_t tag)
+{
+    return moat_session_scale(t, slot_mix(t, hash, tag));
 }
 
 uint64_t moat_session_key(const struct moat_session_table *t, const struct moat_pkt *p,
@@ -141,18 +175,19 @@ uint64_t moat_session_key(const struct moat_session_table *t, const struct moat_
     return tuple_hash(t, k);
 }
 
+#define ALL_WAYS ((1u << MOAT_BUCKET_WAYS) - 1)
+
 /* Bit i: way i has this tag.  Aligned vector loads are as good as relaxed atomic ones here:
  * a way that changes meanwhile is checked against its entry's key.  The sanitizer gets the
  * plain form. */
-static inline uint32_t match_ways(const struct moat_bucket *b, uint32_t tag)
+static inline uint32_t match_ways(const struct moat_bucket *b, uint16_t tag)
 {
 #if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
-    __m128i want = _mm_set1_epi32((int)tag);
-    __m128i lo = _mm_cmpeq_epi32(_mm_load_si128((const __m128i *)&b->tag[0]), want);
-    __m128i hi = _mm_cmpeq_epi32(_mm_load_si128((const __m128i *)&b->tag[4]), want);
+    __m128i want = _mm_set1_epi16((short)tag);
+    __m128i lo = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b), want);
+    __m128i hi = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b + 1), want);
 
-    return (uint32_t)_mm_movemask_epi8(
-        _mm_packs_epi16(_mm_packs_epi32(lo, hi), _mm_setzero_si128()));
+    return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(lo, hi)) & ALL_WAYS;
 #else
     uint32_t bits = 0;
 
@@ -162,10 +197,12 @@ static inline uint32_t match_ways(const struct moat_bucket *b, uint32_t tag)
 #endif
 }
 
-static bool addresses_equal(const struct moat_session *s, const uint8_t *local,
-                            const uint8_t *remote)
+static bool addresses_equal(const struct moat_session_table *t, uint32_t index,
+                            const uint8_t *local, const uint8_t *remote)
 {
-    return !memcmp(s->local6, local, 16) && !memcmp(s->remote6, remote, 16);
+    const uint8_t *have = index >= t->first6 ? t->addrs6[index - t->first6] : NULL;
+
+    return have && !memcmp(have, local, 16) && !memcmp(have + 16, remote, 16);
 }
 
 /* The entry among `ways` of b that has this key, else MOAT_NO_SESSION. */
@@ -177,7 +214,7 @@ static inline uint32_t find_in(const struct moat_session_table *t, const struct 
         uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
 
         if (index < t->n_sessions && moat_session_is(&t->sessions[index], k) &&
-            (k->family == MOAT_FAM_IP4 || addresses_equal(&t->sessions[index], local, remote)))
+            (k->family == MOAT_FAM_IP4 || addresses_equal(t, index, local, remote)))
             return index;
     }
     return MOAT_NO_SESSION;
@@ -186,7 +223,7 @@ static inline uint32_t find_in(const struct moat_session_table *t, const struct 
 static uint32_t find_second(const struct moat_session_table *t, const struct moat_key *k,
                             uint64_t hash, const uint8_t *local, const uint8_t *remote)
 {
-    const struct moat_bucket *b = &t->buckets[slot_mix(t, hash, k->tag) & t->bucket_mask];
+    const struct moat_bucket *b = &t->buckets[second_bucket(t, hash, k->tag)];
 
     return find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
 }
@@ -203,7 +240,6 @@ void moat_session_candidates(const struct moat_session_table *t, const struct mo
 
         out[i] = index < t->n_sessions ? index : 0;
         __builtin_prefetch(&t->sessions[out[i]], 1);
-        __builtin_prefetch(t->sessions[out[i]].local6, 1); /* the counters */
     }
 }
 
@@ -220,11 +256,12 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
         if (ways[i]) {
             uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
 
-            /* Both lines: the second holds the counters. */
-            __builtin_prefetch(&t->sessions[index < t->n_sessions ? index : 0], 1);
-            __builtin_prefetch(t->sessions[index < t->n_sessions ? index : 0].local6, 1);
+            index = index < t->n_sessions ? index : 0;
+            __builtin_prefetch(&t->sessions[index], 1);
+            if (keys[i].family == MOAT_FAM_IP6 && index >= t->first6)
+                __builtin_prefetch(t->addrs6[index - t->first6]);
         } else {
-            __builtin_prefetch(&t->buckets[slot_mix(t, hashes[i], keys[i].tag) & t->bucket_mask]);
+            __builtin_prefetch(&t->buckets[second_bucket(t, hashes[i], keys[i].tag)]);
         }
     }
     for (unsigned i = 0; i < n; i++) {
@@ -241,72 +278,41 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
     }
 }
 
-uint32_t moat_session_lookup(const struct moat_session_table *t, const struct moat_key *k,
-                             uint64_t hash, const struct moat_pkt *p, enum moat_dir dir)
+static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
+                           const struct moat_key *k, const uint8_t *local, const uint8_t *remote)
 {
     const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
-    const uint8_t *local = dir == MOAT_FROM_VM ? p->src : p->dst;
-    const uint8_t *remote = dir == MOAT_FROM_VM ? p->dst : p->src;
     uint32_t index = find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
 
     return index != MOAT_NO_SESSION ? index : find_second(t, k, hash, local, remote);
 }
 
+uint32_t moat_session_lookup(const struct moat_session_table *t, const struct moat_key *k,
+                             uint64_t hash, const struct moat_pkt *p, enum moat_dir dir)
+{
+    return lookup_one(t, hash, k, dir == MOAT_FROM_VM ? p->src : p->dst,
+                      dir == MOAT_FROM_VM ? p->dst : p->src);
+}
+
+static uint32_t stripe_of(uint32_t first_bucket)
+{
+    return first_bucket % MOAT_SESSION_STRIPES;
+}
+
 void moat_session_lock(struct moat_session_table *t, uint64_t hash)
 {
-    moat_spin_lock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
+    moat_spin_lock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
 }
 
 void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
 {
-    moat_spin_unlock(&t->stripes[moat_session_bucket(t, hash) % MOAT_SESSION_STRIPES]);
+    moat_spin_unlock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
 }
 
-static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
-                           const struct moat_session *s)
-{
-    const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
-    uint32_t index =
-        find_in(t, b, match_ways(b, way_tag(hash, s->key.tag)), &s->key, s->local6, s->remote6);
-
-    return index != MOAT_NO_SESSION ? index : find_second(t, &s->key, hash, s->local6, s->remote6);
-}
-
-/* --- free entries --- */
-
-static uint32_t take_free(struct moat_session_table *t, struct moat_thread *thread)
-{
-    if (!thread->n_free) {
-        moat_spin_lock(&t->free_lock);
-        uint32_t n = t->n_free < CACHE_REFILL ? t->n_free : CACHE_REFILL;
-        memcpy(thread->free, t->free + t->n_free - n, n * sizeof *t->free);
-        __atomic_store_n(&t->n_free, t->n_free - n, __ATOMIC_RELAXED);
-        moat_spin_unlock(&t->free_lock);
-        thread->n_free = n;
-    }
-    return thread->n_free ? thread->free[--thread->n_free] : MOAT_NO_SESSION;
-}
-
-static void give_free(struct moat_session_table *t, const uint32_t *indexes, uint32_t n)
-{
-    moat_spin_lock(&t->free_lock);
-    memcpy(t->free + t->n_free, indexes, n * sizeof *indexes);
-    __atomic_store_n(&t->n_free, t->n_free + n, __ATOMIC_RELAXED);
-    moat_spin_unlock(&t->free_lock);
-}
-
-void moat_session_thread_flush(struct moat_session_table *t, struct moat_thread *thread)
-{
-    give_free(t, thread->free, thread->n_free);
-    thread->n_free = 0;
-}
-
-/* --- insert and remove --- */
-
-static bool claim_way(struct moat_bucket *b, uint32_t tag, uint32_t index)
+static bool claim_way(struct moat_bucket *b, uint16_t tag, uint32_t index)
 {
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++) {
-        uint32_t none = 0;
+        uint16_t none = 0;
 
         if (!__atomic_load_n(&b->tag[i], __ATOMIC_RELAXED) &&
             __atomic_compare_exchange_n(&b->tag[i], &none, 1, false, __ATOMIC_ACQ_REL,
@@ -319,77 +325,303 @@ static bool claim_way(struct moat_bucket *b, uint32_t tag, uint32_t index)
     return false;
 }
 
+/* The entry of way i of bucket `at`, if this is its first choice; its other one then. */
+static bool native(const struct moat_session_table *t, uint32_t at, unsigned i, uint16_t *way,
+                   uint32_t *index, uint32_t *second)
+{
+    const struct moat_bucket *b = &t->buckets[at];
+    const struct moat_key *k;
+    uint64_t hash;
+    uint32_t tag;
+
+    *index = __atomic_load_n(&b->index[i], __ATOMIC_RELAXED);
+    *way = __atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE);
+    if (*way < 2 || *index >= t->n_sessions)
+        return false;
+    /* It may be another stripe's, and on its way out: then it does not match. */
+    k = &t->sessions[*index].key;
+    tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
+    hash = tuple_hash(t, k);
+    *second = second_bucket(t, hash, tag);
+    return moat_session_bucket(t, hash) == at && way_tag(hash, tag) == *way && *second != at;
+}
+
 /* Makes room in bucket `at` by moving one entry, whose first choice it is, to that entry's
- * second choice (one step of cuckoo hashing).  Never the other way round: a reader looks at
- * the first, then the second, so it cannot miss an entry that moves in this direction and
- * is written before it is cleared.  All entries with this first choice share the stripe
- * that the caller holds. */
+ * second choice.  Never the other way round: a reader looks at the first, then the second, so
+ * it cannot miss an entry that moves in this direction and is written before it is cleared.
+ * All entries with this first choice share the stripe that the caller holds. */
 static bool displace(struct moat_session_table *t, uint32_t at)
 {
-    struct moat_bucket *b = &t->buckets[at];
+    uint32_t index, second;
+    uint16_t way;
 
-    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++) {
-        uint32_t index = __atomic_load_n(&b->index[i], __ATOMIC_RELAXED);
-        uint32_t way = __atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE);
-        const struct moat_key *k;
-        uint64_t hash;
-        uint32_t tag, second;
-
-        if (way < 2 || index >= t->n_sessions)
-            continue;
-        /* It may be another stripe's, and on its way out: then it does not match. */
-        k = &t->sessions[index].key;
-        tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
-        hash = tuple_hash(t, k);
-        second = slot_mix(t, hash, tag) & t->bucket_mask;
-        if (moat_session_bucket(t, hash) == at && way_tag(hash, tag) == way && second != at &&
-            claim_way(&t->buckets[second], way, index)) {
-            __atomic_store_n(&b->tag[i], 0, __ATOMIC_RELEASE);
+    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
+        if (native(t, at, i, &way, &index, &second) && claim_way(&t->buckets[second], way, index)) {
+            __atomic_store_n(&t->buckets[at].tag[i], 0, __ATOMIC_RELEASE);
             return true;
         }
+    return false;
+}
+
+/* The same; if need be after one has moved from there to its own second choice, and so on.  A
+ * stripe that is busy, or ours further up, is passed over: nobody waits with a lock in hand. */
+static bool make_room(struct moat_session_table *t, uint32_t at, unsigned depth)
+{
+    uint32_t index, second;
+    uint16_t way;
+
+    if (displace(t, at))
+        return true;
+    for (unsigned i = 0; depth && i < MOAT_BUCKET_WAYS; i++) {
+        bool other, done;
+
+        if (!native(t, at, i, &way, &index, &second))
+            continue;
+        other = stripe_of(second) != stripe_of(at);
+        if (other && !moat_spin_try(&t->stripes[stripe_of(second)]))
+            continue;
+        done = make_room(t, second, depth - 1);
+        if (other)
+            moat_spin_unlock(&t->stripes[stripe_of(second)]);
+        if (done && displace(t, at))
+            return true;
     }
     return false;
 }
 
+/* The caller holds the stripe of bucket `held` only. */
+static bool make_room_in(struct moat_session_table *t, uint32_t at, uint32_t held)
+{
+    bool other = stripe_of(at) != stripe_of(held), done;
+
+    if (other && !moat_spin_try(&t->stripes[stripe_of(at)]))
+        return false;
+    done = make_room(t, at, MOVES);
+    if (other)
+        moat_spin_unlock(&t->stripes[stripe_of(at)]);
+    return done;
+}
+
 static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag, uint32_t index)
 {
-    uint32_t way = way_tag(hash, tag), at = moat_session_bucket(t, hash);
+    uint32_t first = moat_session_bucket(t, hash), second = second_bucket(t, hash, tag);
+    uint16_t way = way_tag(hash, tag);
 
-    return claim_way(&t->buckets[at], way, index) ||
-           claim_way(&t->buckets[slot_mix(t, hash, tag) & t->bucket_mask], way, index) ||
-           (displace(t, at) && claim_way(&t->buckets[at], way, index));
+    return claim_way(&t->buckets[first], way, index) ||
+           claim_way(&t->buckets[second], way, index) ||
+           (make_room(t, first, MOVES) && claim_way(&t->buckets[first], way, index)) ||
+           (make_room_in(t, second, first) && claim_way(&t->buckets[second], way, index));
+}
+
+/* --- what an entry holds --- */
+
+/* Which upper half of a generation this is.  When there are too many, the last one stands for all:
+ * a host has seen fifteen epochs of four billion policies then. */
+static uint8_t high_half(struct moat_session_table *t, uint64_t generation)
+{
+    struct moat_mapping_head *h = t->head;
+    uint32_t high = (uint32_t)(generation >> 32), n, i = 0;
+
+    if (!high)
+        return 0;
+    n = __atomic_load_n(&h->n_generation_high, __ATOMIC_ACQUIRE);
+    for (i = 1; i <= n && i < MOAT_GENERATION_HALVES; i++)
+        if (__atomic_load_n(&h->generation_high[i], __ATOMIC_RELAXED) == high)
+            return (uint8_t)i;
+    moat_spin_lock(&t->free_lock);
+    n = h->n_generation_high;
+    for (i = 1; i <= n && i < MOAT_GENERATION_HALVES && h->generation_high[i] != high; i++)
+        ;
+    if (i < MOAT_GENERATION_HALVES && i > n) {
+        __atomic_store_n(&h->generation_high[i], high, __ATOMIC_RELAXED);
+        __atomic_store_n(&h->n_generation_high, i, __ATOMIC_RELEASE);
+    }
+    moat_spin_unlock(&t->free_lock);
+    return (uint8_t)(i < MOAT_GENERATION_HALVES ? i : MOAT_GENERATION_HALVES - 1);
+}
+
+uint64_t moat_session_generation(const struct moat_session_table *t, const struct moat_session *s)
+{
+    uint32_t half = LOAD(&s->marks) >> MOAT_SES_MARK_GEN_SHIFT;
+
+    return (uint64_t)LOAD(&t->head->generation_high[half]) << 32 |
+           LOAD(&moat_session_cold(t, s)->generation);
+}
+
+void moat_session_counts(const struct moat_session_table *t, const struct moat_session *s,
+                         enum moat_dir dir, uint64_t *packets, uint64_t *bytes)
+{
+    const struct moat_session_cold *c = moat_session_cold(t, s);
+    uint32_t tally = LOAD(&s->tally[dir]);
+
+    *packets = (uint64_t)LOAD(&s->wraps[dir]) << 24 |
+               (uint64_t)LOAD(&c->packets[dir]) << MOAT_TALLY_PKT_BITS |
+               (tally & (MOAT_TALLY_PKT_CARRY - 1));
+    *bytes = (uint64_t)LOAD(&c->bytes[dir]) << MOAT_TALLY_BYTE_BITS |
+             (tally >> MOAT_TALLY_BYTES & ((1u << MOAT_TALLY_BYTE_BITS) - 1));
+}
+
+void moat_session_carry(const struct moat_session_table *t, struct moat_session *s,
+                        enum moat_dir dir, uint32_t tally, uint32_t extra)
+{
+    struct moat_session_cold *c = moat_session_cold(t, s);
+
+    STORE(&s->tally[dir], tally & ~MOAT_TALLY_CARRY);
+    if (tally & MOAT_TALLY_PKT_CARRY &&
+        __atomic_fetch_add(&c->packets[dir], 1, __ATOMIC_RELAXED) == UINT16_MAX)
+        __atomic_fetch_add(&s->wraps[dir], 1, __ATOMIC_RELAXED);
+    if (tally & MOAT_TALLY_BYTE_CARRY)
+        extra++;
+    if (extra)
+        __atomic_fetch_add(&c->bytes[dir], extra, __ATOMIC_RELAXED);
+}
+
+/* Not the pure sum: packets wrap in the cold part and the top byte. */
+static void store_counts(struct moat_session *s, struct moat_session_cold *c, int dir,
+                         uint64_t packets, uint64_t bytes)
+{
+    uint32_t low = (uint32_t)bytes & ((1u << MOAT_TALLY_BYTE_BITS) - 1);
+
+    STORE(&s->tally[dir],
+          low << MOAT_TALLY_BYTES | ((uint32_t)packets & (MOAT_TALLY_PKT_CARRY - 1)));
+    STORE(&s->wraps[dir], (uint8_t)(packets >> 24));
+    STORE(&c->packets[dir], (uint16_t)(packets >> MOAT_TALLY_PKT_BITS));
+    STORE(&c->bytes[dir], (uint32_t)(bytes >> MOAT_TALLY_BYTE_BITS));
+}
+
+static uint8_t marks_of(struct moat_session_table *t, uint8_t marks, uint64_t generation)
+{
+    return (uint8_t)((marks & ((1u << MOAT_SES_MARK_GEN_SHIFT) - 1)) |
+                     high_half(t, generation) << MOAT_SES_MARK_GEN_SHIFT);
+}
+
+void moat_session_admitted(struct moat_session_table *t, struct moat_session *s, uint32_t rule,
+                           uint64_t generation, uint32_t serial)
+{
+    struct moat_session_cold *c = moat_session_cold(t, s);
+    uint8_t marks = LOAD(&s->marks), wanted;
+
+    do
+        wanted = marks_of(t, marks, generation);
+    while (wanted != marks && !__atomic_compare_exchange_n(&s->marks, &marks, wanted, true,
+                                                           __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    STORE(&c->rule, rule);
+    STORE(&c->generation, (uint32_t)generation);
+    STORE(&s->serial, serial);
+}
+
+uint8_t moat_session_renew(struct moat_session_table *t, struct moat_session *s,
+                           const struct moat_session_whole *w)
+{
+    struct moat_session_cold *c = moat_session_cold(t, s);
+
+    for (int d = 0; d < 2; d++) {
+        STORE(&s->side[d].state, w->s.side[d].state);
+        STORE(&s->side[d].seq_lo, w->s.side[d].seq_lo);
+        STORE(&s->side[d].seq_hi, w->s.side[d].seq_hi);
+        STORE(&s->side[d].max_win, w->s.side[d].max_win);
+        STORE(&s->side[d].wscale, w->s.side[d].wscale);
+        store_counts(s, c, d, w->packets[d], w->bytes[d]);
+    }
+    STORE(&c->rule, w->rule);
+    STORE(&c->generation, (uint32_t)w->generation);
+    STORE(&c->created, w->created);
+    STORE(&s->seen, w->s.seen);
+    STORE(&s->marks, marks_of(t, w->s.marks, w->generation));
+    STORE(&s->serial, w->s.serial);
+    return __atomic_exchange_n(&s->flags, w->s.flags, __ATOMIC_RELAXED);
+}
+
+void moat_session_read(const struct moat_session_table *t, const struct moat_session *s,
+                       struct moat_session_whole *out)
+{
+    const struct moat_session_cold *c = moat_session_cold(t, s);
+    const uint8_t *addrs6 = moat_session_addresses(t, s);
+
+    memset(out, 0, sizeof *out);
+    out->s.key.tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
+    memcpy(&out->s.key.local, &s->key.local, sizeof s->key - sizeof s->key.tag);
+    out->s.serial = LOAD(&s->serial);
+    out->s.seen = LOAD(&s->seen);
+    out->s.flags = LOAD(&s->flags);
+    out->s.marks = LOAD(&s->marks) & ((1u << MOAT_SES_MARK_GEN_SHIFT) - 1);
+    out->rule = LOAD(&c->rule);
+    out->created = LOAD(&c->created);
+    out->generation = moat_session_generation(t, s);
+    for (int d = 0; d < 2; d++) {
+        out->s.side[d].seq_lo = LOAD(&s->side[d].seq_lo);
+        out->s.side[d].seq_hi = LOAD(&s->side[d].seq_hi);
+        out->s.side[d].max_win = LOAD(&s->side[d].max_win);
+        out->s.side[d].wscale = LOAD(&s->side[d].wscale);
+        out->s.side[d].state = LOAD(&s->side[d].state);
+        moat_session_counts(t, s, (enum moat_dir)d, &out->packets[d], &out->bytes[d]);
+    }
+    if (addrs6) {
+        memcpy(out->local6, addrs6, 16);
+        memcpy(out->remote6, addrs6 + 16, 16);
+    }
 }
 
 /* Writes all but the tag, which is zero: not live yet. */
-static void write_entry(struct moat_session *to, const struct moat_session *from)
+static void write_entry(struct moat_session_table *t, uint32_t index,
+                        const struct moat_session_whole *w)
 {
-    memcpy((uint8_t *)to + sizeof to->key.tag, (const uint8_t *)from + sizeof from->key.tag,
-           sizeof *to - sizeof to->key.tag);
+    struct moat_session *s = &t->sessions[index];
+
+    memcpy((uint8_t *)s + sizeof s->key.tag, (const uint8_t *)&w->s + sizeof s->key.tag,
+           sizeof *s - sizeof s->key.tag);
+    s->marks = marks_of(t, w->s.marks, w->generation);
+    t->cold[index].rule = w->rule;
+    t->cold[index].created = w->created;
+    t->cold[index].generation = (uint32_t)w->generation;
+    for (int d = 0; d < 2; d++)
+        store_counts(s, &t->cold[index], d, w->packets[d], w->bytes[d]);
+    if (w->s.key.family == MOAT_FAM_IP6) {
+        memcpy(t->addrs6[index - t->first6], w->local6, 16);
+        memcpy(t->addrs6[index - t->first6] + 16, w->remote6, 16);
+    }
 }
 
+void moat_session_prepare(struct moat_session_table *t, struct moat_thread *thread,
+                          const struct moat_key *keys, const uint64_t *hashes, uint32_t which)
+{
+    unsigned n[2] = {0, 0};
+
+    for (uint32_t w = which; w; w &= w - 1) {
+        unsigned k = (unsigned)__builtin_ctz(w);
+
+        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[k], keys[k].tag)], 1);
+        n[keys[k].family == MOAT_FAM_IP6]++;
+    }
+    moat_session_expect(t, thread, n[0], n[1]);
+}
+
+/* --- insert and remove --- */
+
 uint32_t moat_session_insert(struct moat_session_table *t, struct moat_thread *thread,
-                             uint64_t hash, const struct moat_session *s, bool *found,
+                             uint64_t hash, const struct moat_session_whole *s, bool *found,
                              enum moat_reason *reason)
 {
+    const struct moat_key *k = &s->s.key;
     uint32_t index;
 
     *found = false;
     moat_session_lock(t, hash);
-    index = lookup_one(t, hash, s);
+    index = lookup_one(t, hash, k, s->local6, s->remote6);
     if (index != MOAT_NO_SESSION) {
         *found = true;
         goto out;
     }
-    index = take_free(t, thread);
+    index = moat_session_take(t, thread, k->family);
     if (index == MOAT_NO_SESSION) {
         *reason = MOAT_R_TABLE_FULL;
         goto out;
     }
-    write_entry(&t->sessions[index], s);
-    if (link_entry(t, hash, s->key.tag, index)) {
-        __atomic_store_n(&t->sessions[index].key.tag, s->key.tag, __ATOMIC_RELEASE);
+    write_entry(t, index, s);
+    if (link_entry(t, hash, k->tag, index)) {
+        __atomic_store_n(&t->sessions[index].key.tag, k->tag, __ATOMIC_RELEASE);
     } else {
-        thread->free[thread->n_free++] = index;
+        moat_session_untake(t, thread, index);
         index = MOAT_NO_SESSION;
         *reason = MOAT_R_TABLE_FULL;
     }
@@ -398,7 +630,7 @@ out:
     return index;
 }
 
-static bool unlink_from(struct moat_bucket *b, uint32_t tag, uint32_t index)
+static bool unlink_from(struct moat_bucket *b, uint16_t tag, uint32_t index)
 {
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
         if (__atomic_load_n(&b->tag[i], __ATOMIC_RELAXED) == tag &&
@@ -414,11 +646,13 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
 {
     struct moat_session *s = &t->sessions[index];
     uint64_t hash;
-    uint32_t tag, way;
+    uint32_t tag;
+    uint16_t way;
     bool gone;
 
     /* A live entry's key changes under no one's hands but ours. */
-    if (!__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) || !over(aux, s))
+    if (t->n_limbo == t->max_limbo || !__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) ||
+        !over(aux, s))
         return false;
     hash = tuple_hash(t, &s->key);
     moat_session_lock(t, hash);
@@ -428,25 +662,11 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     if (gone) {
         __atomic_store_n(&s->key.tag, 0, __ATOMIC_RELEASE);
         if (!unlink_from(&t->buckets[moat_session_bucket(t, hash)], way, index))
-            unlink_from(&t->buckets[slot_mix(t, hash, tag) & t->bucket_mask], way, index);
+            unlink_from(&t->buckets[second_bucket(t, hash, tag)], way, index);
         t->limbo[t->n_limbo++] = index;
     }
     moat_session_unlock(t, hash);
     return gone;
-}
-
-void moat_session_reclaim(struct moat_session_table *t, struct moat_qsbr *q)
-{
-    if (t->n_old && moat_qsbr_passed(q, t->token)) {
-        give_free(t, t->limbo, t->n_old);
-        memmove(t->limbo, t->limbo + t->n_old, (t->n_limbo - t->n_old) * sizeof *t->limbo);
-        t->n_limbo -= t->n_old;
-        t->n_old = 0;
-    }
-    if (!t->n_old && t->n_limbo) {
-        t->n_old = t->n_limbo;
-        t->token = moat_qsbr_token(q);
-    }
 }
 
 enum moat_timer moat_session_timer(const struct moat_session *s)
@@ -461,34 +681,58 @@ enum moat_timer moat_session_timer(const struct moat_session *s)
 
 /* --- recovery --- */
 
-static bool entry_sane(const struct moat_session *s)
+static bool entry_sane(const struct moat_session_table *t, uint32_t index)
 {
-    if ((s->key.family != MOAT_FAM_IP4 && s->key.family != MOAT_FAM_IP6) || s->dir > 1 ||
-        s->key.vlan > 4094)
+    const struct moat_session *s = &t->sessions[index];
+
+    if ((s->key.family != MOAT_FAM_IP4 && s->key.family != MOAT_FAM_IP6) || s->key.vlan > 4094 ||
+        (s->key.family == MOAT_FAM_IP6 && index < t->first6))
         return false;
     return s->key.proto == 6 ? moat_tcp_valid(s->side) : moat_other_valid(s->side);
+}
+
+/* Links entry `index` if it is one to be kept. */
+static bool recover_entry(struct moat_session_table *t, uint32_t index)
+{
+    static const uint8_t none[32];
+    struct moat_session *s = &t->sessions[index];
+    const uint8_t *addrs6 = moat_session_addresses(t, s);
+    uint64_t hash = tuple_hash(t, &s->key);
+
+    if (!addrs6)
+        addrs6 = none;
+    for (int d = 0; d < 2; d++)
+        s->tally[d] &= ~MOAT_TALLY_CARRY;
+    return lookup_one(t, hash, &s->key, addrs6, addrs6 + 16) == MOAT_NO_SESSION &&
+           link_entry(t, hash, s->key.tag, index);
 }
 
 uint32_t moat_session_table_recover(struct moat_session_table *t,
                                     bool (*keep)(void *aux, const struct moat_session *), void *aux)
 {
-    uint32_t live = 0;
+    uint32_t dead[64], n_dead = 0, live = 0;
 
-    memset(t->buckets, 0, ((size_t)t->bucket_mask + 1) * sizeof *t->buckets);
-    t->n_free = t->n_limbo = t->n_old = 0;
+    memset(t->buckets, 0, (size_t)t->n_buckets * sizeof *t->buckets);
+    memset(t->head->free, 0, sizeof t->head->free);
+    t->head->index_whole = 0;
+    t->head->generation_high[0] = 0;
+    if (t->head->n_generation_high >= MOAT_GENERATION_HALVES)
+        t->head->n_generation_high = MOAT_GENERATION_HALVES - 1;
+    t->n_limbo = t->n_old = 0;
     for (uint32_t i = t->n_sessions; i-- > 0;) {
         struct moat_session *s = &t->sessions[i];
 
-        if (s->key.tag && entry_sane(s) && keep && keep(aux, s)) {
-            uint64_t hash = tuple_hash(t, &s->key);
-
-            if (lookup_one(t, hash, s) == MOAT_NO_SESSION && link_entry(t, hash, s->key.tag, i)) {
-                live++;
-                continue;
-            }
+        if (s->key.tag && entry_sane(t, i) && keep && keep(aux, s) && recover_entry(t, i)) {
+            live++;
+            continue;
         }
         s->key.tag = 0;
-        t->free[t->n_free++] = i;
+        dead[n_dead++] = i;
+        if (n_dead == sizeof dead / sizeof *dead) {
+            moat_session_give(t, dead, n_dead);
+            n_dead = 0;
+        }
     }
+    moat_session_give(t, dead, n_dead);
     return live;
 }

@@ -2,28 +2,30 @@
 #ifndef MOAT_DP_SESSION_PRIVATE_H
 #define MOAT_DP_SESSION_PRIVATE_H 1
 
-/* The table's body and the first steps of a look-up, for session.c and for the live path of
- * the pipe, which has them inline.  Nobody else. */
+/* The table's body and the first steps of a look-up, for session.c and session_free.c, and for the
+ * live path of the pipe, which has them inline.  Nobody else. */
 
 #include <stdint.h>
 
 #include "hash.h"
+#include "mapping.h"
 #include "session.h"
 
 #define MOAT_SESSION_STRIPES 1024
 
 struct moat_session_table {
     struct moat_session *sessions;
+    struct moat_session_cold *cold;
+    uint8_t (*addrs6)[32];
     struct moat_bucket *buckets;
-    uint32_t n_sessions, bucket_mask;
+    uint32_t n_sessions, n_buckets;
+    uint32_t first6; /* of the entries with room for IPv6 addresses */
     uint64_t seed[4];
-
-    /* Free entries; under free_lock. */
-    uint32_t *free, n_free;
+    struct moat_mapping_head *head; /* the free lists are there, under free_lock */
     uint8_t free_lock;
 
-    /* Control thread: removed and waiting; [0, n_old) wait for `token`. */
-    uint32_t *limbo, n_limbo, n_old;
+    /* Control thread: removed and waiting, room for max_limbo; [0, n_old) wait for `token`. */
+    uint32_t *limbo, max_limbo, n_limbo, n_old;
     uint64_t token;
 
     uint8_t stripes[MOAT_SESSION_STRIPES]; /* insert locks, by first bucket */
@@ -38,9 +40,16 @@ static inline uint64_t moat_session_hash_halves(const struct moat_session_table 
                          rest ^ t->seed[3]);
 }
 
+/* The number of buckets is any: 32 bits of hash are scaled to it (Lemire, "Fast Random Integer
+ * Generation in an Interval", 2019). */
+static inline uint32_t moat_session_scale(const struct moat_session_table *t, uint32_t hash)
+{
+    return (uint32_t)((uint64_t)hash * t->n_buckets >> 32);
+}
+
 static inline uint32_t moat_session_bucket(const struct moat_session_table *t, uint64_t hash)
 {
-    return (uint32_t)hash & t->bucket_mask;
+    return moat_session_scale(t, (uint32_t)hash);
 }
 
 /* Hash of an IPv4 TCP or UDP key: the same as moat_session_key() returns. */
@@ -56,5 +65,21 @@ static inline void moat_session_prefetch(const struct moat_session_table *t, uin
 {
     __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)]);
 }
+
+/* --- session_free.c --- */
+
+/* An entry without a session, from the thread's own; MOAT_NO_SESSION: there is none.  And
+ * one more of it that was not used. */
+uint32_t moat_session_take(struct moat_session_table *, struct moat_thread *, uint8_t family);
+void moat_session_untake(struct moat_session_table *, struct moat_thread *, uint32_t index);
+
+/* So many IPv4 and IPv6 sessions will perhaps be inserted, MOAT_EXPECT_MAX at most of each: entries
+ * for them are made ready. */
+#define MOAT_EXPECT_MAX 32
+void moat_session_expect(struct moat_session_table *, struct moat_thread *, unsigned n4,
+                         unsigned n6);
+
+/* Dead entries that nobody looks at any more. */
+void moat_session_give(struct moat_session_table *, const uint32_t *indexes, uint32_t n);
 
 #endif /* datapath/session_private.h */

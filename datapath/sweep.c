@@ -12,6 +12,7 @@
 #include "slot.h"
 
 #define TURNS 8
+#define AT_ONCE 32768 /* sessions, with the lock held */
 
 void moat_sweep_start(struct moat_engine *e, struct moat_slot *s)
 {
@@ -31,7 +32,8 @@ static void look_at(struct moat_engine *e, struct moat_thread *self, struct moat
     v = __atomic_load_n(&e->slots[index].view, __ATOMIC_ACQUIRE);
     if (v && v->tag == tag && v->rules &&
         !(__atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT) &&
-        moat_session_is_stale(v, s) && !moat_rejudge(v, moat_thread_counters(self, index), s))
+        moat_session_is_stale(v, s) &&
+        !moat_rejudge(e->sessions, v, moat_thread_counters(self, index), s))
         e->slots[index].swept++;
 }
 
@@ -49,18 +51,37 @@ static void finish(struct moat_engine *e)
     }
 }
 
-void moat_sweep_turn(struct moat_engine *e, struct moat_thread *self)
+/* Up to n sessions, with the lock; false: that was the last of them. */
+static bool sweep_some(struct moat_engine *e, struct moat_thread *self, uint32_t n)
 {
     uint32_t size = moat_session_table_size(e->sessions);
+    bool more;
+
+    pthread_mutex_lock(&e->lock);
+    moat_qsbr_enter(&e->qsbr, self->reader);
+    for (; n && e->sweep_left; n--, e->sweep_left--) {
+        look_at(e, self, moat_session_at(e->sessions, e->sweep_next));
+        e->sweep_next = e->sweep_next + 1 < size ? e->sweep_next + 1 : 0;
+    }
+    moat_qsbr_leave(self->reader);
+    more = e->sweep_left;
+    if (!more)
+        finish(e);
+    pthread_mutex_unlock(&e->lock);
+    return more;
+}
+
+void moat_sweep_turn(struct moat_engine *e, struct moat_thread *self)
+{
+    uint32_t left = (moat_session_table_size(e->sessions) + TURNS - 1) / TURNS;
 
     if (!__atomic_load_n(&e->sweep_left, __ATOMIC_ACQUIRE))
         return;
-    pthread_mutex_lock(&e->lock);
-    moat_qsbr_enter(&e->qsbr, self->reader);
-    for (uint32_t n = 0; n < size / TURNS && e->sweep_left; n++, e->sweep_left--)
-        look_at(e, self, moat_session_at(e->sessions, e->sweep_next++ & (size - 1)));
-    moat_qsbr_leave(self->reader);
-    if (!e->sweep_left)
-        finish(e);
-    pthread_mutex_unlock(&e->lock);
+    while (left) {
+        uint32_t n = left < AT_ONCE ? left : AT_ONCE;
+
+        left -= n;
+        if (!sweep_some(e, self, n))
+            return;
+    }
 }

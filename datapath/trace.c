@@ -91,19 +91,19 @@ static const struct moat_session *session_of(const struct moat_engine *e, const 
     return NULL;
 }
 
-static void put_session(const struct moat_session *s, uint32_t now_s, struct moat_traced *out)
+static void put_session(const struct moat_session_table *t, const struct moat_session *s,
+                        uint32_t now_s, struct moat_traced *out)
 {
-    int32_t age = (int32_t)(now_s - LOAD(&s->created));
+    int32_t age = (int32_t)(now_s - LOAD(&moat_session_cold(t, s)->created));
 
     out->has_session = 1;
-    out->generation = LOAD(&s->generation);
-    out->session_dir = LOAD(&s->dir);
+    out->generation = moat_session_generation(t, s);
+    out->session_dir = (uint8_t)moat_session_dir(s);
     out->session_flags = LOAD(&s->flags) & (uint8_t)~MOAT_SES_F_INTERNAL;
     out->age_s = age > 0 ? (uint32_t)age : 0;
     for (int d = 0; d < 2; d++) {
         out->side_state[d] = LOAD(&s->side[d].state);
-        out->packets[d] = LOAD(&s->packets[d]);
-        out->bytes[d] = LOAD(&s->bytes[d]);
+        moat_session_counts(t, s, (enum moat_dir)d, &out->packets[d], &out->bytes[d]);
     }
 }
 
@@ -151,9 +151,9 @@ void moat_explain(struct moat_thread *t, const struct moat_view *v, enum moat_di
     out->verdict = passed ? MOAT_ALLOW : refusal(v, p, &out->flow);
     s = session_of(t->engine, v, dir, &q, p->by, passed);
     if (p->by == MOAT_BY_SESSION || p->by == MOAT_BY_RELATED)
-        out->rule = s ? LOAD(&s->rule) : 0;
+        out->rule = s ? LOAD(&moat_session_cold(t->engine->sessions, s)->rule) : 0;
     if (s)
-        put_session(s, t->now_s, out);
+        put_session(t->engine->sessions, s, t->now_s, out);
 }
 
 /* --- a burst --- */

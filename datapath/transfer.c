@@ -24,40 +24,39 @@
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 
 /* serial: of the slot's ruleset. */
-static void session_to_rec(const struct moat_session *s, uint32_t serial, uint32_t now_s,
-                           struct moat_ses_rec *r)
+static void session_to_rec(const struct moat_session_table *t, const struct moat_session *s,
+                           uint32_t serial, uint32_t now_s, struct moat_ses_rec *r)
 {
+    struct moat_session_whole w;
+
+    moat_session_read(t, s, &w);
     memset(r, 0, sizeof *r);
-    r->family = s->key.family;
-    r->proto = s->key.proto;
-    r->dir = LOAD(&s->dir);
-    r->flags = LOAD(&s->flags) & (uint8_t)~MOAT_SES_F_INTERNAL;
-    if (LOAD(&s->serial) != serial)
+    r->family = w.s.key.family;
+    r->proto = w.s.key.proto;
+    r->dir = (uint8_t)moat_session_dir(&w.s);
+    r->flags = w.s.flags & (uint8_t)~MOAT_SES_F_INTERNAL;
+    if (w.s.serial != serial)
         r->flags |= MOAT_SES_F_STALE;
-    r->vlan = s->key.vlan;
-    r->lport = s->key.lport;
-    r->rport = s->key.rport;
-    r->rule = LOAD(&s->rule);
-    r->generation = LOAD(&s->generation);
-    r->age_s = now_s - LOAD(&s->created);
-    r->idle_s = now_s - LOAD(&s->seen);
+    r->vlan = w.s.key.vlan;
+    r->lport = w.s.key.lport;
+    r->rport = w.s.key.rport;
+    r->rule = w.rule;
+    r->generation = w.generation;
+    r->age_s = now_s - w.created;
+    r->idle_s = now_s - w.s.seen;
     for (int d = 0; d < 2; d++) {
-        r->packets[d] = LOAD(&s->packets[d]);
-        r->bytes[d] = LOAD(&s->bytes[d]);
-        r->side[d].seq_lo = LOAD(&s->side[d].seq_lo);
-        r->side[d].seq_hi = LOAD(&s->side[d].seq_hi);
-        r->side[d].max_win = LOAD(&s->side[d].max_win);
-        r->side[d].wscale = LOAD(&s->side[d].wscale);
-        r->side[d].state = LOAD(&s->side[d].state);
+        r->packets[d] = w.packets[d];
+        r->bytes[d] = w.bytes[d];
+        r->side[d] = w.s.side[d];
     }
-    if (s->key.proto != 6)
-        r->side[0].wscale = LOAD(&s->marks) & MOAT_SES_MARK_ERROR ? MOAT_SES_ERROR_CAME : 0;
-    if (s->key.family == MOAT_FAM_IP4) {
-        memcpy(r->local, &s->key.local, 4);
-        memcpy(r->remote, &s->key.remote, 4);
+    if (r->proto != 6)
+        r->side[0].wscale = w.s.marks & MOAT_SES_MARK_ERROR ? MOAT_SES_ERROR_CAME : 0;
+    if (r->family == MOAT_FAM_IP4) {
+        memcpy(r->local, &w.s.key.local, 4);
+        memcpy(r->remote, &w.s.key.remote, 4);
     } else {
-        memcpy(r->local, s->local6, 16);
-        memcpy(r->remote, s->remote6, 16);
+        memcpy(r->local, w.local6, 16);
+        memcpy(r->remote, w.remote6, 16);
     }
 }
 
@@ -144,7 +143,7 @@ int moat_transfer_export(struct moat_engine *e, const struct moat_ctl_sessions *
             continue;
         if ((size_t)(end - out) < MOAT_SES_FRAME_MAX)
             break;
-        session_to_rec(s, v->serial, now_s, &r);
+        session_to_rec(e->sessions, s, v->serial, now_s, &r);
         out += put_frame(&r, out);
         reply->n++;
     }
@@ -171,8 +170,9 @@ static const char *check_rec(const struct moat_ses_rec *r)
 
 static void rec_to_session(const struct moat_session_table *t, const struct moat_ses_rec *r,
                            const struct moat_view *v, bool same_policy, uint32_t now_s,
-                           struct moat_session *s, uint64_t *hash)
+                           struct moat_session_whole *w, uint64_t *hash)
 {
+    struct moat_session *s = &w->s;
     struct moat_pkt p = {.family = r->family,
                          .proto = r->proto,
                          .vlan = r->vlan,
@@ -181,37 +181,35 @@ static void rec_to_session(const struct moat_session_table *t, const struct moat
                          .src = r->local,
                          .dst = r->remote};
 
-    memset(s, 0, sizeof *s);
+    memset(w, 0, sizeof *w);
     /* Ports of an ICMP query are stored as the key has them. */
     *hash = moat_session_key(t, &p, MOAT_FROM_VM, v->tag, &s->key);
     s->serial = same_policy && !(r->flags & MOAT_SES_F_STALE) ? v->serial : 0;
     s->seen = now_s - (r->idle_s < now_s ? r->idle_s : now_s);
-    s->created = now_s - (r->age_s < now_s ? r->age_s : now_s);
-    s->dir = r->dir;
+    w->created = now_s - (r->age_s < now_s ? r->age_s : now_s);
+    s->marks = r->dir == MOAT_TO_VM ? MOAT_SES_MARK_TO_VM : 0;
     s->flags = (r->flags & (uint8_t) ~(MOAT_SES_F_INTERNAL | MOAT_SES_F_STALE)) |
                MOAT_SES_F_IMPORTED | MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM;
     memcpy(s->side, r->side, sizeof s->side);
     if (r->proto != 6) {
-        s->marks = s->side[0].wscale & MOAT_SES_ERROR_CAME ? MOAT_SES_MARK_ERROR : 0;
+        s->marks |= s->side[0].wscale & MOAT_SES_ERROR_CAME ? MOAT_SES_MARK_ERROR : 0;
         s->side[0].wscale = 0;
     } else if (moat_tcp_half_open(s->side)) {
         s->flags |= MOAT_SES_F_HALF_OPEN;
     }
-    s->rule = r->rule;
-    s->generation = r->generation;
-    for (int d = 0; d < 2; d++) {
-        s->packets[d] = (uint32_t)r->packets[d];
-        s->bytes[d] = r->bytes[d];
-    }
+    w->rule = r->rule;
+    w->generation = r->generation;
+    memcpy(w->packets, r->packets, sizeof w->packets);
+    memcpy(w->bytes, r->bytes, sizeof w->bytes);
     if (r->family == MOAT_FAM_IP6) {
-        memcpy(s->local6, r->local, 16);
-        memcpy(s->remote6, r->remote, 16);
+        memcpy(w->local6, r->local, 16);
+        memcpy(w->remote6, r->remote, 16);
     }
 }
 
 /* The slot does not pass packets yet: nobody else writes its sessions. */
 static bool take_session(struct moat_engine *e, struct moat_thread *self, struct moat_slot *slot,
-                         const struct moat_session *s, uint64_t hash)
+                         const struct moat_session_whole *s, uint64_t hash)
 {
     enum moat_reason reason;
     bool found;
@@ -222,15 +220,12 @@ static bool take_session(struct moat_engine *e, struct moat_thread *self, struct
     index = moat_session_insert(e->sessions, self, hash, s, &found, &reason);
     if (index == MOAT_NO_SESSION)
         return false;
-    if (s->flags & MOAT_SES_F_HALF_OPEN)
+    if (s->s.flags & MOAT_SES_F_HALF_OPEN)
         __atomic_fetch_add(&slot->half_open, 1, __ATOMIC_RELAXED);
     if (found) {
-        struct moat_session *old = moat_session_at(e->sessions, index);
-
-        if (old->flags & MOAT_SES_F_HALF_OPEN)
+        if (moat_session_renew(e->sessions, moat_session_at(e->sessions, index), s) &
+            MOAT_SES_F_HALF_OPEN)
             moat_slot_half_open_ended(slot);
-        memcpy((uint8_t *)old + sizeof old->key, (const uint8_t *)s + sizeof s->key,
-               sizeof *s - sizeof s->key);
     } else {
         __atomic_fetch_add(&slot->sessions, 1, __ATOMIC_RELAXED);
         moat_count(moat_thread_counters(self, slot->index), MOAT_C_SESSIONS_IMPORTED, 1);
@@ -292,7 +287,7 @@ int moat_transfer_import(struct moat_engine *e, const struct moat_ctl_import *he
     for (uint32_t i = 0; i < head->n; i++) {
         const char *wrong = NULL;
         struct moat_ses_rec r;
-        struct moat_session s;
+        struct moat_session_whole s;
         uint64_t hash;
         unsigned l = get_frame(p, len, &r, err, err_size);
 

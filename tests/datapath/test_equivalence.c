@@ -536,17 +536,19 @@ static void set_state(struct rig *r, unsigned slot, enum moat_slot_state state)
 }
 
 /* Everything about a session but where it is, and what is meant to change. */
-static bool same_session(const struct moat_session *a, const struct moat_session *b)
+static bool same_session(const struct moat_session_whole *a, const struct moat_session_whole *b)
 {
     const uint8_t by_import = MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM | MOAT_SES_F_IMPORTED;
+    const struct moat_session *s = &a->s, *t = &b->s;
 
-    return !memcmp(&a->key.local, &b->key.local, sizeof a->key - sizeof a->key.tag) &&
+    return !memcmp(&s->key.local, &t->key.local, sizeof s->key - sizeof s->key.tag) &&
            !memcmp(a->local6, b->local6, 16) && !memcmp(a->remote6, b->remote6, 16) &&
-           !memcmp(a->side, b->side, sizeof a->side) && a->dir == b->dir && a->rule == b->rule &&
-           (a->key.proto == 6 || a->marks == b->marks) && a->generation == b->generation &&
-           a->seen == b->seen && a->created == b->created &&
+           !memcmp(s->side, t->side, sizeof s->side) &&
+           moat_session_dir(s) == moat_session_dir(t) && a->rule == b->rule &&
+           (s->key.proto == 6 || s->marks == t->marks) && a->generation == b->generation &&
+           s->seen == t->seen && a->created == b->created &&
            !memcmp(a->packets, b->packets, sizeof a->packets) &&
-           !memcmp(a->bytes, b->bytes, sizeof a->bytes) && !((a->flags ^ b->flags) & ~by_import);
+           !memcmp(a->bytes, b->bytes, sizeof a->bytes) && !((s->flags ^ t->flags) & ~by_import);
 }
 
 /* Each live session of `from` is in `to`, as it was. */
@@ -557,14 +559,19 @@ static void check_moved(const struct rig *from, const struct rig *to)
     for (uint32_t i = 0; i < n; i++) {
         const struct moat_session *s = moat_session_at(from->e->sessions, i);
         uint32_t slot = (s->key.tag & 0xfff) - 1, k = 0;
+        struct moat_session_whole a, b;
 
         if (!s->key.tag || s->flags & MOAT_SES_F_CUT ||
             s->key.tag != from->e->slots[slot].view->tag)
             continue;
+        moat_session_read(from->e->sessions, s, &a);
         for (k = 0; k < n; k++) {
             const struct moat_session *t = moat_session_at(to->e->sessions, k);
 
-            if (t->key.tag == to->e->slots[slot].view->tag && same_session(s, t))
+            if (t->key.tag != to->e->slots[slot].view->tag)
+                continue;
+            moat_session_read(to->e->sessions, t, &b);
+            if (same_session(&a, &b))
                 break;
         }
         ck_assert_uint_lt(k, n);
@@ -614,9 +621,12 @@ static uint32_t move_slot(struct rig *from, struct rig *to, unsigned slot)
 /* As if one packet each way had been seen: windows are exact again. */
 static void end_leniency(struct rig *r)
 {
-    for (uint32_t i = 0; i < moat_session_table_size(r->e->sessions); i++)
-        moat_session_at(r->e->sessions, i)->flags &=
-            (uint8_t) ~(MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM);
+    for (uint32_t i = 0; i < moat_session_table_size(r->e->sessions); i++) {
+        struct moat_session *s = moat_session_at(r->e->sessions, i);
+
+        if (s->key.tag)
+            s->flags &= (uint8_t) ~(MOAT_SES_F_WAIT_FROM_VM | MOAT_SES_F_WAIT_TO_VM);
+    }
 }
 
 static uint32_t move_all(struct rig *from, struct rig *to, bool lenient)

@@ -73,13 +73,13 @@ static uint32_t find(struct moat_engine *e, const struct tuple *t, enum moat_dir
 static uint32_t insert(struct moat_engine *e, const struct tuple *t, uint32_t tag, bool *found,
                        enum moat_reason *reason)
 {
-    struct moat_session s;
+    struct moat_session_whole s;
     uint64_t hash;
 
     memset(&s, 0, sizeof s);
-    hash = moat_session_key(e->sessions, &t->pkt, MOAT_FROM_VM, tag, &s.key);
-    s.seen = s.created = (uint32_t)(clock_ms / 1000);
-    s.side[0].state = 1;
+    hash = moat_session_key(e->sessions, &t->pkt, MOAT_FROM_VM, tag, &s.s.key);
+    s.s.seen = s.created = (uint32_t)(clock_ms / 1000);
+    s.s.side[0].state = 1;
     if (t->pkt.family == MOAT_FAM_IP6) {
         memcpy(s.local6, t->src, 16);
         memcpy(s.remote6, t->dst, 16);
