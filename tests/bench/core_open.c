@@ -19,7 +19,6 @@
 #include "core_rows.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -175,25 +174,12 @@ static double others_turn(void)
     return control.cycles;
 }
 
-static void on_core(pthread_t thread, unsigned core)
-{
-    cpu_set_t set;
-
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    if (pthread_setaffinity_np(thread, sizeof set, &set))
-        rig_die("two cores are needed");
-}
-
 static void control_start(const struct rig *rig)
 {
     control.rig = rig;
     control.stop = false;
     control.asked = control.done = 0;
-    if (pthread_create(&control.id, NULL, control_main, NULL))
-        rig_die("no thread");
-    on_core(pthread_self(), 1);
-    on_core(control.id, 0);
+    rig_thread_create(&control.id, 0, control_main, NULL);
 }
 
 static void control_stop(void)
@@ -233,6 +219,7 @@ void core_stall(void)
     double us = 1e6 / tsc_hz(), *least = all + TURN_BURSTS;
     unsigned n = (WARM_TURNS - 1) * TURN_BURSTS;
 
+    rig_pin(1);
     for (unsigned i = 0; i < REPLAYS; i++)
         replay(all, least_turn);
     qsort(least, n, sizeof *least, by_value);

@@ -13,7 +13,6 @@
 #include "core_rows.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -70,22 +69,11 @@ static double chunk(struct worker *w)
     return (double)sum / ROUND_BURSTS / FRAME_BURST;
 }
 
-static void pin(unsigned core)
-{
-    cpu_set_t set;
-
-    CPU_ZERO(&set);
-    CPU_SET(core, &set);
-    if (pthread_setaffinity_np(pthread_self(), sizeof set, &set))
-        rig_die("a thread cannot have a core of its own");
-}
-
 static void *work(void *w_)
 {
     struct worker *w = w_;
     double t[ROUND_CHUNKS];
 
-    pin(w->nr ? 0 : 1);
     rig_thread_init(&w->thread, &rig, w->nr);
     __atomic_fetch_add(&ready, 1, __ATOMIC_ACQ_REL);
     while (__atomic_load_n(&ready, __ATOMIC_ACQUIRE) < w->n_workers)
@@ -127,8 +115,7 @@ static double rate(enum what what, unsigned n)
         opened += 1u << 20;
     }
     for (unsigned i = 0; i < n; i++)
-        if (pthread_create(&w[i].id, NULL, work, &w[i]))
-            rig_die("no thread");
+        rig_thread_create(&w[i].id, i ? 0 : 1, work, &w[i]);
     for (unsigned i = 0; i < n; i++)
         pthread_join(w[i].id, NULL);
     for (unsigned i = 0; i < n; i++)

@@ -2,6 +2,7 @@
 
 #include "rig.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,7 +125,35 @@ uint32_t rig_room(uint64_t sessions)
     return room;
 }
 
-/* --- bursts --- */
+/* --- threads and bursts --- */
+
+static cpu_set_t only(unsigned core)
+{
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(core, &set);
+    return set;
+}
+
+void rig_pin(unsigned core)
+{
+    cpu_set_t set = only(core);
+
+    if (pthread_setaffinity_np(pthread_self(), sizeof set, &set))
+        rig_die("two cores are needed");
+}
+
+void rig_thread_create(pthread_t *id, unsigned core, void *(*main)(void *), void *aux)
+{
+    cpu_set_t set = only(core);
+    pthread_attr_t attr;
+
+    if (pthread_attr_init(&attr) || pthread_attr_setaffinity_np(&attr, sizeof set, &set) ||
+        pthread_create(id, &attr, main, aux))
+        rig_die("no thread on a core of its own");
+    pthread_attr_destroy(&attr);
+}
 
 void rig_thread_init(struct rig_thread *t, struct rig *rig, unsigned id)
 {

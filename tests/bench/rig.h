@@ -9,6 +9,7 @@
  * MOAT_BENCH_MAPPING names a file on a hugetlbfs for the tables, to be removed by the caller;
  * without it the tables are private memory. */
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -55,6 +56,11 @@ void rig_forget_tables(void);
 
 /* To be called on the thread itself; `id` makes its random numbers its own. */
 void rig_thread_init(struct rig_thread *, struct rig *, unsigned id);
+
+/* The calling thread on one core from now on; a thread that never runs on another (real-time
+ * threads that spin would keep each other from getting there). */
+void rig_pin(unsigned core);
+void rig_thread_create(pthread_t *, unsigned core, void *(*main)(void *), void *aux);
 
 /* Judge the first n frames at one slot, or at the sender's and the receiver's as for a packet
  * from a to b (back: from b to a).  Return how many cycles it took. */
