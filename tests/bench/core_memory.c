@@ -59,7 +59,8 @@ static double cost(int ip6, uint32_t n_sessions)
 {
     static struct rig_thread t;
     static struct rig rig;
-    struct rig_conf conf = {.n_sessions = n_sessions};
+    /* A table for this family alone: none at all cannot be said. */
+    struct rig_conf conf = {.n_sessions = n_sessions, .n_sessions6 = ip6 ? n_sessions : 1};
     uint64_t before = held(), bytes;
     uint32_t n;
 

@@ -87,6 +87,7 @@ void rig_start(struct rig *rig, const struct rig_conf *conf)
     struct moat_engine_conf engine = {.mapping = getenv("MOAT_BENCH_MAPPING"),
                                       .n_slots = 4,
                                       .n_sessions = conf->n_sessions,
+                                      .n_sessions6 = conf->n_sessions6,
                                       .now_ms = conf->now_ms,
                                       .seed = seed};
     char *many = conf->n_rules ? many_rules(conf->n_rules) : NULL, err[256] = "";

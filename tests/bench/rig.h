@@ -24,6 +24,7 @@
 
 struct rig_conf {
     uint32_t n_sessions;      /* a power of two; one slot may have them all */
+    uint32_t n_sessions6;     /* of these, how many may be IPv6 ones; 0: half of them */
     uint32_t max_half_open;   /* a slot's quota; 0: as many as there are sessions */
     uint32_t udp_s;           /* idle timers of UDP sessions; 0: long ones */
     unsigned n_rules;         /* 0: one rule, from a to b; else rig_rule_flow()'s */
