@@ -32,7 +32,7 @@
 
 #define MOAT_RULESET_MAGIC 0x534c524du /* "MRLS" */
 #define MOAT_RULESET_VERSION 1
-#define MOAT_RULESET_MAX_SIZE (256u << 10)
+#define MOAT_RULESET_MAX_SIZE (16u << 20)
 
 #define MOAT_SET_ANY UINT32_MAX /* any address, of any family */
 #define MOAT_PROTO_ANY UINT16_MAX
