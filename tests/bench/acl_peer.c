@@ -42,8 +42,9 @@ static const struct rte_acl_field_def fields[N_FIELDS] = {
 /* Hugepages if there are any left, as in a switch. */
 static bool start_eal(void)
 {
-    static char *const argv[] = {"bench",         "--in-memory", "--no-pci", "--no-telemetry",
-                                 "--log-level=3", "--lcores",    "0@1",      "--force-max-simd-bitwidth=512"};
+    static char *const argv[] = {
+        "bench",         "--in-memory", "--no-pci", "--no-telemetry",
+        "--log-level=3", "--lcores",    "0@1",      "--force-max-simd-bitwidth=512"};
     char *copy[8];
 
     memcpy(copy, argv, sizeof argv);
@@ -111,7 +112,8 @@ struct acl_peer *acl_peer_create(const struct rules *g, const char **why)
 {
     static bool started;
     struct acl_peer *p = calloc(1, sizeof *p);
-    struct rte_acl_param param = {.name = "peer", .socket_id = -1, .rule_size = RTE_ACL_RULE_SZ(N_FIELDS)};
+    struct rte_acl_param param = {
+        .name = "peer", .socket_id = -1, .rule_size = RTE_ACL_RULE_SZ(N_FIELDS)};
     struct rte_acl_config conf = {.num_categories = 1, .num_fields = N_FIELDS};
     int rc;
 
