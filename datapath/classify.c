@@ -136,7 +136,20 @@ static void classes_v4(const struct moat_ruleset *rs, struct class_query *q, uns
         *q[i].out = rs->v4_class[q[i].block];
 }
 
-/* The search steps by a conditional move: which half holds an address is a coin toss. */
+/* The searches step by a conditional move: which half holds an address is a coin toss. */
+static uint32_t class_of_v4(const struct moat_ruleset *rs, const uint8_t *addr)
+{
+    uint32_t a = load_be32(addr), base = 0, n = rs->body->n_v4;
+
+    while (n > 1) {
+        uint32_t half = n / 2;
+
+        base = rs->v4_start[base + half] <= a ? base + half : base;
+        n -= half;
+    }
+    return rs->v4_class[base];
+}
+
 static uint32_t class_of_v6(const struct moat_ruleset *rs, const uint8_t *addr)
 {
     uint32_t base = 0, n = rs->body->n_v6;
@@ -149,6 +162,12 @@ static uint32_t class_of_v6(const struct moat_ruleset *rs, const uint8_t *addr)
         n -= half;
     }
     return rs->v6_class[base];
+}
+
+static uint16_t class_of(const struct moat_ruleset *rs, const struct moat_flow *f,
+                         const uint8_t *addr)
+{
+    return (uint16_t)(f->family == MOAT_FAM_IP6 ? class_of_v6(rs, addr) : class_of_v4(rs, addr));
 }
 
 static inline bool in_set(const struct moat_ruleset *rs, uint32_t set, uint32_t class)
@@ -363,13 +382,14 @@ static void start(const struct moat_ruleset *rs, struct query *q, const struct m
     classes_v4(rs, v4, n_v4);
     for (unsigned i = 0; i < n; i++) {
         uint16_t *k = q[i].key;
+        int64_t point;
 
         if (!q[i].list || !q[i].list->trees.n_trees)
             continue;
         k[DIM_DPORT] = rs->rank[f[i].dport];
         k[DIM_SPORT] = f[i].sport;
-        q[i].x = _mm_set_epi16((short)~k[3], (short)~k[2], (short)~k[1], (short)~k[0], (short)k[3],
-                               (short)k[2], (short)k[1], (short)k[0]);
+        memcpy(&point, k, sizeof point);
+        q[i].x = _mm_set_epi64x(~point, point);
     }
 }
 
@@ -425,9 +445,31 @@ static void judge(const struct moat_ruleset *rs, const struct moat_flow *f, unsi
         finish(rs, &q[i], &f[i], &out[i]);
 }
 
+/* Without trees the packets of a burst have nothing to wait for together: the processor overlaps
+ * their short walks by itself. */
+static void judge_alone(const struct moat_ruleset *rs, const struct moat_flow *f,
+                        struct moat_match *out)
+{
+    struct query q = {.list = list_of(rs, f), .best = UINT32_MAX};
+
+    if (q.list) {
+        if (q.list->n_peers > 1)
+            q.key[DIM_PEER] = class_of(rs, f, f->remote);
+        if (q.list->locals)
+            q.key[DIM_LOCAL] = class_of(rs, f, f->local);
+        q.best = find_by_bits(rs, &q, f, 0);
+    }
+    finish(rs, &q, f, out);
+}
+
 void moat_classify(const struct moat_ruleset *rs, const struct moat_flow *flows, unsigned n,
                    struct moat_match *out)
 {
+    if (!rs->rank) {
+        for (unsigned i = 0; i < n; i++)
+            judge_alone(rs, &flows[i], &out[i]);
+        return;
+    }
     for (; n > MAX_BURST; n -= MAX_BURST, flows += MAX_BURST, out += MAX_BURST)
         judge(rs, flows, MAX_BURST, out);
     judge(rs, flows, n, out);

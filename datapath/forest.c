@@ -13,11 +13,12 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#define LEAF_RULES 10 /* no cut below this */
+#define LEAF_RULES 16 /* no cut below this */
 #define MAX_DEPTH 12
 #define MAX_COPIES 6      /* branches may hold so many times the rules of a cut */
 #define MAX_RUNS 512      /* ranges of classes that a set is told by */
 #define WORK_PER_RULE 600 /* boxes looked at: the bound on time */
+#define LARGE_LEAF 48     /* a list with such a leaf is better off with more trees */
 #define SPARE_WORK 200000
 #define SPARE 4 /* the reader takes boxes by fours */
 #define HUGE_PAGE (2u << 20)
@@ -43,6 +44,7 @@ struct forest_maker {
     uint64_t work, work_max;
     size_t memory_max;
     struct forest *forest;
+    uint32_t leaf_max; /* a larger one is a failure */
     bool exact, failed;
     uint32_t *counts; /* scratch of 65537 */
 };
@@ -286,7 +288,7 @@ static struct forest_slot make_leaf(struct forest_maker *m, const struct ref *re
     struct forest *f = m->forest;
     struct forest_slot out = {.dim = FOREST_LEAF, .first = n ? refs[0].rule : UINT32_MAX};
 
-    if (n > FOREST_LEAF_MAX || over(m, n, 0, blocks) ||
+    if (n > m->leaf_max || over(m, n, 0, blocks) ||
         !grow((void **)&f->leaves, f->n_leaves, blocks, &f->cap_leaves)) {
         m->failed = true;
         return out;
@@ -311,7 +313,7 @@ static struct forest_slot make_leaf(struct forest_maker *m, const struct ref *re
 /* --- Cuts ---------------------------------------------------------------------------------------
  */
 
-static bool cares(const struct ref *r, unsigned d)
+static inline bool cares(const struct ref *r, unsigned d)
 {
     return r->lo[d] || r->hi[d] != UINT16_MAX;
 }
@@ -339,18 +341,18 @@ static uint32_t seek_run(const struct forest_maker *m, const struct set_runs *s,
     return lo;
 }
 
-static uint32_t branch_of(const struct cut *c, uint32_t v)
+static inline uint32_t branch_of(const struct cut *c, uint32_t v)
 {
     uint32_t i = v > c->base ? (v - c->base) >> c->shift : 0;
 
     return i < c->last ? i : c->last;
 }
 
-/* The branches that a ref reaches into, as ranges: one, or one a run. */
+/* The branches that a ref of several runs reaches into, as ranges. */
 struct spread {
     const struct ref *ref;
     const struct cut *cut;
-    const struct set_runs *set; /* NULL: one range */
+    const struct set_runs *set; /* NULL: one range, nothing to walk */
     uint32_t run, next;         /* next: branches below have been told */
 };
 
@@ -370,11 +372,6 @@ static bool next_branches(struct forest_maker *m, struct spread *s, uint32_t *fr
 {
     uint32_t lo = s->ref->lo[s->cut->dim], hi = s->ref->hi[s->cut->dim];
 
-    if (!s->set) {
-        *from = branch_of(s->cut, lo);
-        *to = branch_of(s->cut, hi);
-        return !s->run++;
-    }
     for (; s->run < s->set->n; s->run++) {
         const struct run *run = &m->runs[s->set->at + s->run];
 
@@ -394,23 +391,39 @@ static bool next_branches(struct forest_maker *m, struct spread *s, uint32_t *fr
     return false;
 }
 
+static void count_runs(struct forest_maker *m, const struct ref *r, const struct cut *c)
+{
+    struct spread spread = spread_of(m, r, c);
+    uint32_t from, to;
+
+    while (next_branches(m, &spread, &from, &to)) {
+        m->counts[from]++;
+        m->counts[to + 1]--;
+    }
+}
+
 /* How many rules each branch would hold; the sum. */
 static uint64_t count(struct forest_maker *m, const struct ref *refs, uint32_t n,
                       const struct cut *c)
 {
     uint32_t *steps = m->counts;
+    uint32_t everywhere = 0;
     uint64_t sum = 0, here = 0;
 
     memset(steps, 0, (c->last + 2) * sizeof *steps);
     for (uint32_t i = 0; i < n; i++) {
-        struct spread spread = spread_of(m, &refs[i], c);
-        uint32_t from, to;
+        const struct ref *r = &refs[i];
 
-        while (next_branches(m, &spread, &from, &to)) {
-            steps[from]++;
-            steps[to + 1]--;
+        if (!cares(r, c->dim)) {
+            everywhere++;
+        } else if (!(r->multi >> c->dim & 1)) {
+            steps[branch_of(c, r->lo[c->dim])]++;
+            steps[branch_of(c, r->hi[c->dim]) + 1]--;
+        } else {
+            count_runs(m, r, c);
         }
     }
+    steps[0] += everywhere;
     for (uint32_t b = 0; b <= c->last; b++) {
         here += (int32_t)steps[b];
         steps[b] = (uint32_t)here;
@@ -451,10 +464,10 @@ static void try_dim(struct forest_maker *m, const struct ref *refs, uint32_t n,
     /* Room for a branch below, and one above, what any rule asks for. */
     c.base = lo > box->lo[d] ? lo - 1 : box->lo[d];
     hi = hi < box->hi[d] ? hi + 1 : box->hi[d];
-    most = n < 16384 ? 4 * n : 65536;
+    most = n < 32768 ? 2 * n : 65536;
     while ((hi - c.base) >> c.shift >= most)
         c.shift++;
-    for (unsigned tries = 0; tries < 3 && (hi - c.base) >> c.shift; tries++, c.shift += 2) {
+    for (unsigned fit = 0; fit < 2 && (hi - c.base) >> c.shift; c.shift += 2) {
         uint64_t sum;
         double cost;
 
@@ -462,6 +475,7 @@ static void try_dim(struct forest_maker *m, const struct ref *refs, uint32_t n,
         sum = count(m, refs, n, &c);
         if (sum > (uint64_t)n * MAX_COPIES + 64)
             continue;
+        fit++;
         cost = weigh(m, sum, &c) * (1 + 0.1 * ((double)sum / n - 1)) + 0.02 * c.last / n;
         if (cost < *best_cost) {
             *best_cost = cost;
@@ -560,8 +574,12 @@ static struct ref *deal_out(struct forest_maker *m, const struct ref *refs, uint
         struct spread spread = spread_of(m, &refs[i], c);
         uint32_t from, to;
 
-        while (next_branches(m, &spread, &from, &to))
-            deal_one(m, &refs[i], c, box, from, to, out, at);
+        if (!spread.set)
+            deal_one(m, &refs[i], c, box, branch_of(c, refs[i].lo[c->dim]),
+                     branch_of(c, refs[i].hi[c->dim]), out, at);
+        else
+            while (next_branches(m, &spread, &from, &to))
+                deal_one(m, &refs[i], c, box, from, to, out, at);
     }
     free(at);
     return out;
@@ -691,38 +709,84 @@ static bool narrow(const struct forest_maker *m, uint32_t set)
     return set != MOAT_SET_ANY && m->sets[set].narrow;
 }
 
-void forest_plant(struct forest_maker *m, struct forest *f, const uint32_t *rules, uint32_t n,
-                  bool exact, struct forest_trees *out)
+/* Which tree a rule goes to, by narrow | wide peer, narrow | wide local side.  Fewer trees are
+ * walked sooner, but hold more copies; a plan may cost so much and is given up if it does not
+ * suffice. */
+struct plan {
+    uint8_t tree[4];       /* both narrow, peer narrow, local narrow, none */
+    uint32_t work, memory; /* a rule */
+    uint32_t leaf_max;
+};
+
+static const struct plan plans[] = {
+    {{0, 0, 0, 0}, 150, 1024, LARGE_LEAF},
+    {{0, 0, 2, 2}, 100, 600, LARGE_LEAF},
+    {{0, 1, 0, 1}, 100, 600, LARGE_LEAF},
+    {{0, 1, 2, 3}, WORK_PER_RULE, UINT32_MAX, FOREST_LEAF_MAX},
+};
+
+#define N_PLANS (sizeof plans / sizeof *plans)
+
+static void add_tree(struct forest_trees *out, const struct forest_slot *root)
+{
+    uint32_t at = out->n_trees++;
+
+    while (at && out->roots[at - 1].first > root->first) {
+        out->roots[at] = out->roots[at - 1];
+        at--;
+    }
+    out->roots[at] = *root;
+}
+
+static void follow_plan(struct forest_maker *m, const struct plan *p, const uint32_t *rules,
+                        uint32_t n, struct ref *refs, struct forest_trees *out)
 {
     static const struct box all = {.hi = {UINT16_MAX, UINT16_MAX, UINT16_MAX, UINT16_MAX}};
-    uint32_t n_slots = f->n_slots, n_leaves = f->n_leaves;
-    struct ref *refs = malloc((n + 1) * sizeof *refs);
 
     out->n_trees = 0;
-    m->exact = exact;
-    m->forest = f;
-    m->failed = !refs;
-    for (unsigned kind = 0; kind < FOREST_TREES && !m->failed; kind++) {
-        uint32_t k = 0, at = out->n_trees;
+    for (unsigned tree = 0; tree < FOREST_TREES && !m->failed; tree++) {
         struct forest_slot root;
+        uint32_t k = 0;
 
         for (uint32_t i = 0; i < n; i++) {
             const struct moat_rule *r = &m->rules[rules[i]];
             unsigned is = (narrow(m, r->peer_set) ? 0 : 2) | (narrow(m, r->local_set) ? 0 : 1);
 
-            if (is == kind)
+            if (p->tree[is] == tree)
                 k += make_ref(m, rules[i], &refs[k]);
         }
         if (!k)
             continue;
         root = make_node(m, refs, k, &all, 0);
-        while (at && out->roots[at - 1].first > root.first) {
-            out->roots[at] = out->roots[at - 1];
-            at--;
-        }
-        out->roots[at] = root;
-        out->n_trees++;
+        add_tree(out, &root);
     }
+}
+
+void forest_plant(struct forest_maker *m, struct forest *f, const uint32_t *rules, uint32_t n,
+                  bool exact, struct forest_trees *out)
+{
+    uint32_t n_slots = f->n_slots, n_leaves = f->n_leaves;
+    struct ref *refs = malloc((n + 1) * sizeof *refs);
+    uint64_t work_max = m->work_max;
+    size_t memory_max = m->memory_max;
+
+    m->exact = exact;
+    m->forest = f;
+    m->failed = true;
+    for (unsigned i = 0; i < N_PLANS && m->failed && refs; i++) {
+        uint64_t work = m->work + (uint64_t)n * plans[i].work + SPARE_WORK;
+        size_t memory = (size_t)(n_slots + n_leaves) * 16 + (size_t)n * plans[i].memory + 65536;
+
+        m->work_max = work < work_max ? work : work_max;
+        m->memory_max = memory < memory_max ? memory : memory_max;
+        m->leaf_max = plans[i].leaf_max;
+        m->failed = false;
+        f->n_slots = n_slots;
+        f->n_leaves = n_leaves;
+        follow_plan(m, &plans[i], rules, n, refs, out);
+    }
+    m->work_max = work_max;
+    m->memory_max = memory_max;
     free(refs);
     if (m->failed) {
         out->n_trees = 0;
