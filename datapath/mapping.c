@@ -37,7 +37,7 @@ static void plan(struct moat_mapping_head *h, uint32_t n_slots, uint32_t n_sessi
     h->n_slots = n_slots;
     h->n_sessions = n_sessions;
     h->n_buckets = n_sessions * 2 / MOAT_BUCKET_WAYS;
-    h->ruleset_size = MOAT_SLOT_RULESET_MAX;
+    h->ruleset_size = MOAT_RULESET_VNIC_MAX;
     h->session_size = sizeof(struct moat_session);
     h->slot_size = sizeof(struct moat_slot_rec);
     h->slots_off = align_up(sizeof *h, 4096);

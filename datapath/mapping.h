@@ -22,9 +22,6 @@
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
 #define MOAT_MAPPING_LAYOUT 2
 
-/* What a slot has room for, of rulesets that may be as large as MOAT_RULESET_MAX_SIZE. */
-#define MOAT_SLOT_RULESET_MAX (256u << 10)
-
 struct moat_session;
 struct moat_bucket;
 
@@ -86,11 +83,11 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
                                        const uint64_t *seed, char *err, size_t err_size);
 void moat_mapping_close(struct moat_mapping *);
 
-/* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_SLOT_RULESET_MAX bytes. */
+/* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_RULESET_VNIC_MAX bytes. */
 static inline uint8_t *moat_mapping_ruleset(const struct moat_mapping *m, uint32_t slot,
                                             uint32_t which)
 {
-    return m->rulesets + ((uint64_t)slot * 2 + which) * MOAT_SLOT_RULESET_MAX;
+    return m->rulesets + ((uint64_t)slot * 2 + which) * MOAT_RULESET_VNIC_MAX;
 }
 
 #endif /* datapath/mapping.h */
