@@ -208,6 +208,9 @@ static int on_state(struct moat_ctl_server *c, struct ctl_request *r)
     rc = rc ? rc : ctl_check_max(r, "state", ask->state, MOAT_N_SLOT_STATES - 1);
     rc = rc ? rc : ctl_check_max(r, "precopy", ask->precopy, 1);
     rc = rc ? rc : ctl_check_max(r, "wait-ms", ask->wait_ms, WAIT_MS_MAX);
+    rc = rc ? rc
+            : ctl_check_max(r, "pickup-s", ask->pickup_s,
+                            ask->state == MOAT_SLOT_ENROLLING ? MOAT_ENROLL_MAX : MOAT_PICKUP_MAX);
     if (!rc && ask->state == MOAT_SLOT_FREE)
         rc = ctl_refuse(r, -EINVAL, "a slot becomes free by its release only");
     return rc ? rc : moat_slot_set_state(c->engine, ask, r->why, sizeof r->why);

@@ -321,12 +321,25 @@ void moat_open(struct burst *b, unsigned k)
 
 /* --- packets without a session of their own --- */
 
+/* What no rule can make right: nobody has a connection with a group (RFC 1122, 4.2.3.10), or is
+ * answered through one. */
+static enum moat_reason needs_session(const struct moat_pkt *p)
+{
+    if (p->kind == MOAT_PKT_TCP)
+        return MOAT_R_TCP_NO_SESSION;
+    return p->kind == MOAT_PKT_ICMP_QUERY && p->icmp_reply ? MOAT_R_ICMP_REPLY : MOAT_R_NONE;
+}
+
 void moat_open_stateless(struct burst *b, unsigned i)
 {
+    enum moat_reason reason = needs_session(&b->pkts[i]);
     struct moat_match d;
     struct moat_flow flow;
-    enum moat_reason reason;
 
+    if (reason) {
+        moat_pipe_refuse(b, i, MOAT_BY_CHECK, reason);
+        return;
+    }
     moat_pkt_flow(&b->pkts[i], b->dir, &flow);
     reason = judge(b, i, &flow, &d);
     if (reason)

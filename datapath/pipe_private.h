@@ -54,12 +54,17 @@ static inline void moat_pipe_pass(struct burst *b, unsigned i)
     b->bytes += b->pkts[i].total;
 }
 
-/* Does this packet make or belong to a session of its own? */
+/* Does this packet make or belong to a session of its own?  Where only a session can tell what fits
+ * (TCP, replies), a frame to a group of MACs with one VM's address (clusters share a MAC) is no
+ * way around it.  What else comes so may be for the subnet's broadcast address, and is judged by
+ * the rules alone. */
 static inline bool moat_pipe_makes_sessions(const struct moat_pkt *p)
 {
-    return (p->kind == MOAT_PKT_TCP || p->kind == MOAT_PKT_UDP || p->kind == MOAT_PKT_ICMP_QUERY ||
-            p->kind == MOAT_PKT_IP_OTHER) &&
-           p->cast == MOAT_UNICAST && !p->ip_multicast;
+    if (p->ip_multicast)
+        return false;
+    if (p->kind == MOAT_PKT_TCP || p->kind == MOAT_PKT_ICMP_QUERY)
+        return true;
+    return (p->kind == MOAT_PKT_UDP || p->kind == MOAT_PKT_IP_OTHER) && p->cast == MOAT_UNICAST;
 }
 
 /* Counts may lose a packet if two threads serve one direction (several queues). */

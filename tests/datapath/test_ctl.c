@@ -683,7 +683,9 @@ END_TEST
     X(s.state = MOAT_N_SLOT_STATES)                                                                \
     X(s.state = 255)                                                                               \
     X(s.precopy = 2)                                                                               \
-    X(s.wait_ms = UINT32_MAX)
+    X(s.wait_ms = UINT32_MAX)                                                                      \
+    X(s.pickup_s = MOAT_PICKUP_MAX + 1)                                                            \
+    X((s.state = MOAT_SLOT_ENROLLING, s.pickup_s = MOAT_ENROLL_MAX + 1))
 
 START_TEST(states_out_of_range)
 {

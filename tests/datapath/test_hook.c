@@ -28,6 +28,7 @@
 #define VID_OPEN 3    /* its slot lets UDP port 53 pass */
 #define VID_BLOCKED 4 /* a port without a slot */
 #define VID_UNKNOWN 7
+#define REJECTED 99 /* UDP port of packets whose sender is told */
 
 static struct rte_mempool *pool;
 static struct moat_engine *engine;
@@ -73,6 +74,8 @@ static uint16_t vhost_enqueue(int vid, uint16_t queue, struct rte_mbuf **pkts, u
     uint16_t k = n < room ? n : room;
 
     n_sends++;
+    /* The ring's lock may belong to one who waits until all bursts have ended. */
+    ck_assert(moat_qsbr_passed(&engine->qsbr, moat_qsbr_token(&engine->qsbr)));
     if (k) {
         const struct rte_mbuf *m = pkts[k - 1];
 
@@ -154,6 +157,9 @@ static void claim_open(enum moat_slot_state state)
 
     r->proto = 17;
     r->dport_lo = r->dport_hi = 53;
+    r = blob_rule(b, MOAT_REJECT, "told");
+    r->proto = 17;
+    r->dport_lo = r->dport_hi = REJECTED;
     blob = blob_emit(b, &len);
     moat_settings_init(&c.settings);
     ck_assert_msg(!moat_slot_claim(engine, &c, err, sizeof err), "%s", err);
@@ -165,7 +171,7 @@ static void claim_open(enum moat_slot_state state)
 static void setup(void)
 {
     static const struct moat_switch sw = {MOAT_ENGINE_ABI, sizeof sw, vhost_dequeue, vhost_enqueue};
-    struct moat_engine_conf conf = {.n_slots = 4, .n_sessions = 1024};
+    struct moat_engine_conf conf = {.n_slots = 4, .n_sessions = 1024, .inject = hook_inject};
     char *args[] = {(char *)"test",
                     (char *)"--no-huge",
                     (char *)"--no-pci",
@@ -587,6 +593,34 @@ START_TEST(the_vm_gets_it_at_once)
 }
 END_TEST
 
+/* What a burst has to tell its VM leaves when the burst has ended (vhost_enqueue()). */
+START_TEST(answers_leave_after_the_burst)
+{
+    struct rte_mbuf *out[64];
+
+    room = 64;
+    from_vm[0] = packet(REJECTED, false);
+    from_vm[1] = packet(53, false);
+    from_vm[2] = packet(REJECTED, false);
+    n_from_vm = 3;
+    ck_assert_uint_eq(dequeue(VID_OPEN, out), 1);
+    ck_assert_uint_eq(n_sends, 1);
+    ck_assert_uint_eq(n_taken, 2);
+    ck_assert_uint_eq(got.data[14 + 9], 1); /* ICMP */
+    ck_assert_uint_eq(counter(MOAT_C_ANSWERS), 2);
+    ck_assert_uint_eq(lost() + own_in_use(), 0);
+    /* To the far side: with the refusing VM's next burst. */
+    out[1] = packet(REJECTED, true);
+    ck_assert_uint_eq(hook_enqueue(VID_OPEN, 0, out + 1, 1), 1);
+    ck_assert_uint_eq(n_taken, 2);
+    rte_pktmbuf_free_bulk(out, 2);
+    ck_assert_uint_eq(dequeue(VID_OPEN, out), 1);
+    ck_assert_uint_eq(rte_pktmbuf_mtod(out[0], uint8_t *)[14 + 9], 1);
+    rte_pktmbuf_free(out[0]);
+    ck_assert_uint_eq(in_use(), 0);
+}
+END_TEST
+
 /* Between two calls that belong together: the first one judged all, the second one must not
  * do so again. */
 START_TEST(an_answer_between_a_burst_and_its_rest)
@@ -805,6 +839,7 @@ int main(void)
     tcase_add_test(t, clones_are_judged);
     tcase_add_test(t, threads_that_EAL_does_not_know);
     tcase_add_test(t, the_vm_gets_it_at_once);
+    tcase_add_test(t, answers_leave_after_the_burst);
     tcase_add_test(t, an_answer_between_a_burst_and_its_rest);
     tcase_add_test(t, the_switch_gets_it_in_front_of_the_next_burst);
     tcase_add_test(t, no_more_than_the_switch_has_room_for);

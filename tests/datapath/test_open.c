@@ -240,6 +240,21 @@ START_TEST(a_refused_connection_is_told)
 }
 END_TEST
 
+/* The switch floods what it does not know.  A VM that sees another one's packet must not answer it
+ * in the other's name. */
+START_TEST(a_flooded_packet_is_not_answered)
+{
+    struct frame tcp = vm_tcp(A, B, 1000, 99, 100, 0, SYN, 0), udp = vm_udp(A, B, 1000, 99);
+
+    ck_assert_int_eq(push(C, MOAT_TO_VM, tcp), MOAT_R_RULE);
+    ck_assert_int_eq(push(C, MOAT_TO_VM, udp), MOAT_R_RULE);
+    ck_assert_uint_eq(rig_n_injected, 0);
+    ck_assert_uint_eq(rig_counter(&r, C, MOAT_C_ANSWERS), 0);
+    ck_assert_int_eq(push(B, MOAT_TO_VM, tcp), MOAT_R_RULE);
+    ck_assert_uint_eq(rig_n_injected, 1);
+}
+END_TEST
+
 /* The sender's own slot takes the far side's answer for what it is. */
 START_TEST(the_answer_reaches_the_sender)
 {
@@ -268,6 +283,50 @@ START_TEST(drop_is_silent_and_answers_are_bounded)
     ck_assert_uint_eq(rig_n_injected, 100);
     ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS), 100);
     ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS_LIMITED), 900);
+}
+END_TEST
+
+/* --- groups --- */
+
+static struct frame to_group(struct frame f)
+{
+    f.data[0] |= 1;
+    return f;
+}
+
+/* TCP and replies to one address are tracked whatever MAC the frame has. */
+START_TEST(a_group_mac_is_no_way_around_a_session)
+{
+    ck_assert_int_eq(out(to_group(vm_icmp(A, B, 0, 7))), MOAT_R_ICMP_REPLY);
+    ck_assert_int_eq(in(to_group(vm_icmp(B, A, 0, 7))), MOAT_R_ICMP_REPLY);
+    ck_assert_int_eq(out(to_group(vm_tcp(A, B, 1000, 80, 100, 1, ACK, 5))), MOAT_R_TCP_NO_SESSION);
+    ck_assert_int_eq(out(vm_icmp(A, B, 8, 7)), MOAT_R_NONE);
+    ck_assert_int_eq(in(to_group(vm_icmp(B, A, 0, 7))), MOAT_R_NONE);
+    connect_a(1000);
+    ck_assert_int_eq(out(to_group(vm_tcp(A, B, 1000, 80, 101, 501, ACK, 5))), MOAT_R_NONE);
+    ck_assert_int_eq(in(to_group(vm_tcp(B, A, 80, 1000, 501, 106, ACK, 5))), MOAT_R_NONE);
+    ck_assert_int_eq(in(to_group(vm_tcp(B, A, 80, 1000, 100000, 106, ACK, 5))), MOAT_R_TCP_WINDOW);
+    /* Others: the rules alone. */
+    ck_assert_int_eq(out(to_group(vm_udp(A, B, 1000, 80))), MOAT_R_NONE);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+}
+END_TEST
+
+static struct frame to_group_address(struct frame f)
+{
+    f = to_group(f);
+    f.data[30] = 224;
+    return f;
+}
+
+START_TEST(nobody_connects_to_a_group)
+{
+    ck_assert_int_eq(out(to_group_address(vm_tcp(A, B, 1000, 80, 100, 0, SYN, 0))),
+                     MOAT_R_TCP_NO_SESSION);
+    ck_assert_int_eq(out(to_group_address(vm_icmp(A, B, 0, 7))), MOAT_R_ICMP_REPLY);
+    ck_assert_int_eq(out(to_group_address(vm_icmp(A, B, 8, 7))), MOAT_R_NONE);
+    ck_assert_int_eq(out(to_group_address(vm_udp(A, B, 1000, 80))), MOAT_R_NONE);
+    ck_assert_uint_eq(info_of(A).sessions, 0);
 }
 END_TEST
 
@@ -423,8 +482,11 @@ int main(void)
     tcase_add_test(tc, quota_of_new_sessions_a_second);
     tcase_add_test(tc, quota_of_log_lines);
     tcase_add_test(tc, a_refused_connection_is_told);
+    tcase_add_test(tc, a_flooded_packet_is_not_answered);
     tcase_add_test(tc, the_answer_reaches_the_sender);
     tcase_add_test(tc, drop_is_silent_and_answers_are_bounded);
+    tcase_add_test(tc, a_group_mac_is_no_way_around_a_session);
+    tcase_add_test(tc, nobody_connects_to_a_group);
     tcase_add_test(tc, errors_need_a_packet_that_was_sent);
     tcase_add_test(tc, errors_of_ip6);
     tcase_add_loop_test(tc, other_protocols_are_address_pairs, 0, sizeof protocols);

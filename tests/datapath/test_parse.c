@@ -374,6 +374,34 @@ START_TEST(tcp_fields)
 }
 END_TEST
 
+/* A tag of VLAN 0 is a priority: the VLAN is in the next one. */
+START_TEST(priority_tags)
+{
+    static const struct {
+        const char *frame;
+        uint16_t tci[2], vlan;
+    } table[] = {
+        {"v4t", {0x0005, 0}, 5},       {"v4t", {0xe000, 0}, 0},       {"v4t", {0xefff, 0}, 0xfff},
+        {"vv4t", {0x0005, 0x0006}, 5}, {"vv4t", {0xe000, 0x2006}, 6}, {"qv4t", {0x6000, 0xe007}, 7},
+        {"qv6u", {0x6000, 0xe000}, 0},
+    };
+
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        struct moat_pkt p;
+        struct frame f;
+
+        frame_spell(&f, table[i].frame, false);
+        for (unsigned t = 0; t < 2 && strchr("vq", table[i].frame[t]); t++) {
+            f.data[14 + 4 * t] = (uint8_t)(table[i].tci[t] >> 8);
+            f.data[15 + 4 * t] = (uint8_t)table[i].tci[t];
+        }
+        parse_copy(f.data, f.len, f.len, &p);
+        ck_assert_uint_eq(p.reason, MOAT_R_NONE);
+        ck_assert_msg(p.vlan == table[i].vlan, "%zu: %u", i, p.vlan);
+    }
+}
+END_TEST
+
 /* What the ethertype is, when it is known. */
 START_TEST(ethertypes)
 {
@@ -598,6 +626,7 @@ int main(void)
     tcase_add_test(tc, truncated_frames);
     tcase_add_test(tc, random_frames);
     tcase_add_test(tc, tcp_fields);
+    tcase_add_test(tc, priority_tags);
     tcase_add_test(tc, ethertypes);
     tcase_add_test(tc, casts);
     tcase_add_loop_test(tc, quoted, 0, (int)(sizeof quotes / sizeof *quotes));

@@ -379,12 +379,69 @@ START_TEST(slots_rulesets_and_sessions_survive)
     ck_assert_uint_eq(after.serial, before.serial);
     ck_assert_uint_eq(after.sessions, 1);
     /* The reply needs the session: no rule permits udp 2000 -> 1000 ... */
-    rig_publish(&r, 0, "policy \"t\" version 1\nservice s = udp 2000\n"
-                       "tier main { allow from any to any service s }\ndefault drop\n");
+    rig_publish(&r, 0,
+                "policy \"t\" version 1\nservice s = udp 2000\n"
+                "tier main { allow from any to any service s }\ndefault drop\n");
     ck_assert(rig_push(&r, 0, MOAT_TO_VM, f, udp(f, 1, 0, 2000, 1000), NULL));
     /* ... as a look at another one shows. */
     ck_assert(!rig_push(&r, 0, MOAT_TO_VM, f, udp(f, 1, 0, 2001, 1000), &reason));
     ck_assert_int_eq(reason, MOAT_R_DEFAULT);
+    rig_destroy(&r);
+    unlink(path);
+}
+END_TEST
+
+/* Damage that a sound header does not show: nothing of it may pass more, or for longer, than a
+ * slot could have been told to. */
+START_TEST(what_is_recovered_is_not_believed_blindly)
+{
+    char path[] = "/tmp/moat-test-XXXXXX";
+    struct moat_slot_info info;
+    struct moat_slot_rec *rec;
+    struct moat_session *s;
+    enum moat_reason reason;
+    uint8_t f[60];
+    int fd = mkstemp(path);
+    struct rig r;
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    rig_start(&r, path, allow_udp);
+    ck_assert(sends(&r, 0, NULL));
+    ck_assert(rig_push(&r, 0, MOAT_FROM_VM, f, udp(f, 0, 1, 1001, 2001), NULL));
+    rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[0])];
+    rec->pickup_until = UINT32_MAX;
+    rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[1])];
+    rec->conf[rec->conf_index].settings.timers[MOAT_T_UDP_MULTIPLE] = MOAT_TIMER_MAX + 1;
+    rec = &r.e->map->slots[moat_slot_find(r.e, rig_vnic[2])];
+    rec->enroll_until = UINT32_MAX;
+    rec->state = MOAT_SLOT_ENROLLING;
+    for (uint32_t i = 0; i < moat_session_table_size(r.e->sessions); i++) {
+        s = moat_session_at(r.e->sessions, i);
+        if (!s->key.tag)
+            continue;
+        s->seen += 1000000; /* would never be idle */
+        s->serial += 7;
+        s->flags |= MOAT_SES_F_HALF_OPEN; /* of UDP */
+    }
+    rig_destroy(&r);
+
+    rig_create(&r, path);
+    ck_assert_uint_eq(r.e->recovered_slots, 2); /* not the one whose settings cannot be */
+    ck_assert_int_lt(moat_slot_find(r.e, rig_vnic[1]), 0);
+    ck_assert_uint_eq(r.e->map->slots[moat_slot_find(r.e, rig_vnic[0])].pickup_until, 0);
+    ck_assert(moat_slot_info(r.e, (uint32_t)moat_slot_find(r.e, rig_vnic[0]), &info));
+    ck_assert_uint_eq(info.sessions, 2);
+    ck_assert_uint_eq(info.half_open, 0);
+    moat_engine_turn(r.e);
+    ck_assert_int_eq(state_of(&r, 2), MOAT_SLOT_ACTIVE);
+    /* Judged again by the next packet; and those without one age. */
+    rig_publish(&r, 0, "policy \"t\" version 1\ntier main { allow from any to any service tcp 1 }\n"
+                       "default drop\n");
+    ck_assert(!rig_push(&r, 0, MOAT_TO_VM, f, udp(f, 1, 0, 2000, 1000), &reason));
+    rig_pass_time(&r, 120000);
+    ck_assert(moat_slot_info(r.e, (uint32_t)moat_slot_find(r.e, rig_vnic[0]), &info));
+    ck_assert_uint_eq(info.sessions, 0);
     rig_destroy(&r);
     unlink(path);
 }
@@ -435,6 +492,7 @@ int main(void)
     tcase_add_test(tc, a_release_ends_the_wait);
     tcase_add_test(tc, a_hold_ends);
     tcase_add_test(tc, slots_rulesets_and_sessions_survive);
+    tcase_add_test(tc, what_is_recovered_is_not_believed_blindly);
     tcase_add_test(tc, a_mapping_of_other_sizes_is_refused);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_NORMAL);

@@ -123,7 +123,8 @@ static bool flow_permitted(unsigned slot, enum moat_dir dir, const struct moat_p
         f.dport = p->icmp_base;
     if (!(p->kind == MOAT_PKT_ICMP_QUERY && p->icmp_reply) && walk_allows(slot, &f))
         return true;
-    if (p->kind == MOAT_PKT_ARP || p->kind == MOAT_PKT_ICMP_OTHER || p->cast || p->ip_multicast)
+    if (p->kind == MOAT_PKT_ARP || p->kind == MOAT_PKT_ICMP_OTHER || p->ip_multicast ||
+        (p->cast && p->kind != MOAT_PKT_TCP && p->kind != MOAT_PKT_ICMP_QUERY))
         return false;
     f.dir = !dir;
     if (p->kind == MOAT_PKT_TCP || p->kind == MOAT_PKT_UDP) {
