@@ -226,9 +226,9 @@ static int check_memfd(struct ctl_request *r, int fd, size_t *size)
         return ctl_refuse(r, -EPERM, "the ruleset is not in a memfd sealed against change");
     if (fstat(fd, &st))
         return ctl_refuse(r, -errno, "the ruleset's memfd: %s", strerror(errno));
-    if (st.st_size <= 0 || st.st_size > MOAT_RULESET_MAX_SIZE)
+    if (st.st_size <= 0 || st.st_size > MOAT_RULESET_VNIC_MAX)
         return ctl_refuse(r, -EFBIG, "a ruleset of %lld bytes, 1 to %u are possible",
-                          (long long)st.st_size, MOAT_RULESET_MAX_SIZE);
+                          (long long)st.st_size, MOAT_RULESET_VNIC_MAX);
     *size = (size_t)st.st_size;
     return 0;
 }

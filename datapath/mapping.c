@@ -48,7 +48,7 @@ static void plan(struct moat_mapping_head *h, uint32_t n_slots, uint32_t n_sessi
     h->n_sessions = n_sessions;
     h->n_sessions6 = n_sessions6;
     h->n_buckets = buckets_for(n_sessions);
-    h->ruleset_size = MOAT_RULESET_MAX_SIZE;
+    h->ruleset_size = MOAT_RULESET_VNIC_MAX;
     h->session_size = sizeof(struct moat_session);
     h->cold_size = sizeof(struct moat_session_cold);
     h->slot_size = sizeof(struct moat_slot_rec);
@@ -114,19 +114,26 @@ static int examine(const struct moat_mapping_head *found, const struct moat_mapp
                  path);
         return -1;
     }
-    if (!found->complete || memcmp(found->boot_id, want->boot_id, sizeof found->boot_id))
+    if (!found->complete)
         return 1;
-    if (found->layout != want->layout || memcmp(&found->n_slots, &want->n_slots,
-                                                offsetof(struct moat_mapping_head, seed) -
-                                                    offsetof(struct moat_mapping_head, n_slots))) {
+    if (found->layout != want->layout) {
+        snprintf(err, err_size,
+                 "%s: has layout %u, this engine has layout %u; start the engine that made it, or "
+                 "remove the file to start empty",
+                 path, found->layout, want->layout);
+        return -1;
+    }
+    if (memcmp(found->boot_id, want->boot_id, sizeof found->boot_id))
+        return 1;
+    if (memcmp(&found->n_slots, &want->n_slots,
+               offsetof(struct moat_mapping_head, seed) -
+                   offsetof(struct moat_mapping_head, n_slots))) {
         snprintf(
             err, err_size,
-            "%s: layout %u with %u slots and %u sessions (%u of them for IPv6), this engine has "
-            "layout %u with %u slots and %u sessions (%u); start the engine with the same "
-            "sizes, or remove the file to start empty",
-            path, found->layout, found->n_slots, found->n_sessions,
-            found->layout == want->layout ? found->n_sessions6 : found->n_sessions, want->layout,
-            want->n_slots, want->n_sessions, want->n_sessions6);
+            "%s: has %u slots and %u sessions (%u of them for IPv6), this engine has %u and %u "
+            "(%u); start the engine with the same sizes, or remove the file to start empty",
+            path, found->n_slots, found->n_sessions, found->n_sessions6, want->n_slots,
+            want->n_sessions, want->n_sessions6);
         return -1;
     }
     return 0;

@@ -113,11 +113,11 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
                                        size_t err_size);
 void moat_mapping_close(struct moat_mapping *);
 
-/* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_RULESET_MAX_SIZE bytes. */
+/* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_RULESET_VNIC_MAX bytes. */
 static inline uint8_t *moat_mapping_ruleset(const struct moat_mapping *m, uint32_t slot,
                                             uint32_t which)
 {
-    return m->rulesets + ((uint64_t)slot * 2 + which) * MOAT_RULESET_MAX_SIZE;
+    return m->rulesets + ((uint64_t)slot * 2 + which) * MOAT_RULESET_VNIC_MAX;
 }
 
 #endif /* datapath/mapping.h */

@@ -286,7 +286,7 @@ struct draft {
     const struct rule_list *twin; /* an earlier list of the same rules */
     uint32_t n_ports, n_peers;
     uint16_t port_start[MAX_BUCKETS];
-    bool locals;
+    bool locals, planted;
 };
 
 struct workshop {
@@ -307,6 +307,14 @@ static bool belongs(const struct moat_rule *r, unsigned list)
     if (!(r->families & (rest < N_KINDS ? MOAT_RULE_IP4 : MOAT_RULE_IP6)))
         return false;
     return r->proto == MOAT_PROTO_ANY || rule_kind((uint8_t)r->proto) == rest % N_KINDS;
+}
+
+/* All rules of a list with a protocol have the list's. */
+static bool settles_proto(unsigned list)
+{
+    unsigned rest = list % N_FAMILY_LISTS;
+
+    return rest < 2 * N_KINDS && rest % N_KINDS != KIND_OTHER;
 }
 
 /* Counts first, so that one array holds all drafts. */
@@ -398,7 +406,7 @@ static size_t padded(size_t n)
 
 static size_t draft_size(const struct draft *d)
 {
-    if (d->twin)
+    if (d->twin || d->planted)
         return 0;
     return (size_t)(d->n_ports + d->n_peers) * ((d->n + 63) / 64) * 8 +
            padded(d->n * sizeof(uint32_t)) + padded(d->n_ports * sizeof(uint16_t));
@@ -412,8 +420,8 @@ static void *carve(uint8_t **p, size_t n)
     return at;
 }
 
-static void fill(struct rule_list *out, const struct workshop *w, const struct draft *d,
-                 const struct moat_ruleset *rs, uint8_t **at)
+static void fill_tables(struct rule_list *out, const struct workshop *w, const struct draft *d,
+                        const struct moat_ruleset *rs, uint8_t **at)
 {
     uint32_t words = (d->n + 63) / 64;
     uint64_t *port_bits = carve(at, (size_t)d->n_ports * words * 8);
@@ -448,6 +456,107 @@ static void fill(struct rule_list *out, const struct workshop *w, const struct d
     };
 }
 
+static void fill(struct rule_list *out, const struct workshop *w, const struct draft *d,
+                 const struct moat_ruleset *rs, uint8_t **at)
+{
+    if (d->planted) { /* its trees have been made */
+        out->n = d->n;
+        out->n_peers = d->n_peers;
+        out->locals = d->locals;
+        return;
+    }
+    fill_tables(out, w, d, rs, at);
+}
+
+/* Ranks of ports, for all lists: the number of edges up to each. */
+static uint16_t *rank_ports(struct workshop *w, const struct moat_ruleset *rs)
+{
+    uint16_t *rank = malloc(65536 * sizeof *rank);
+    uint32_t n = 0;
+
+    if (!rank)
+        return NULL;
+    memset(w->edges, 0, sizeof w->edges);
+    for (uint32_t i = 0; i < rs->body->n_rules; i++) {
+        uint32_t lo = rs->rules[i].dport_lo, end = rs->rules[i].dport_hi + 1u;
+
+        w->edges[lo / 64] |= UINT64_C(1) << lo % 64;
+        if (end < 65536)
+            w->edges[end / 64] |= UINT64_C(1) << end % 64;
+    }
+    w->edges[0] &= ~UINT64_C(1); /* rank 0 begins at 0 anyway */
+    for (uint32_t port = 0; port < 65536; port++) {
+        n += w->edges[port / 64] >> port % 64 & 1;
+        rank[port] = (uint16_t)n;
+    }
+    return rank;
+}
+
+/* Trees for the long lists.  Where memory or a bound does not suffice, bit tables serve. */
+static void plant(struct workshop *w, struct moat_ruleset *plan)
+{
+    const struct moat_ruleset_head *h = plan->head;
+    struct forest_maker *m = NULL;
+
+    for (unsigned l = 0; l < N_LISTS; l++) {
+        struct draft *d = &w->drafts[l];
+
+        if (d->twin || d->n < FOREST_MIN)
+            continue;
+        if (!plan->rank)
+            plan->rank = rank_ports(w, plan);
+        if (!m && plan->rank)
+            m = forest_maker_create(h, plan->rank);
+        if (!m)
+            break;
+        forest_plant(m, &plan->forest, d->rules, d->n, settles_proto(l), &plan->lists[l].trees);
+        d->planted = plan->lists[l].trees.n_trees > 0;
+    }
+    forest_maker_destroy(m);
+    forest_trim(&plan->forest);
+}
+
+/* --- The partition as a tree of blocks --- */
+
+static void plan_blocks(struct block_tree *t, uint32_t n)
+{
+    t->n = n;
+    t->n_levels = 0;
+    do {
+        n = (n + BLOCK - 1) / BLOCK;
+        t->blocks[t->n_levels++] = n;
+        n = n > 1 ? (n + BLOCK) / (BLOCK + 1) * BLOCK : 0;
+    } while (n);
+}
+
+static size_t blocks_size(const struct block_tree *t)
+{
+    size_t n = 0;
+
+    for (uint32_t l = 0; l < t->n_levels; l++)
+        n += t->blocks[l];
+    return n * BLOCK * sizeof(int32_t);
+}
+
+static void fill_blocks(struct block_tree *t, const uint32_t *start, uint8_t *at)
+{
+    uint64_t below = 1; /* starts under one block of the level below */
+
+    for (uint32_t l = 0; l < t->n_levels; l++) {
+        int32_t *to = (int32_t *)at;
+
+        t->level[l] = to;
+        for (uint64_t b = 0; b < t->blocks[l]; b++)
+            for (uint64_t k = 0; k < BLOCK; k++) {
+                uint64_t i = l ? (b * (BLOCK + 1) + k + 1) * below : b * BLOCK + k;
+
+                *to++ = i < t->n ? (int32_t)(start[i] ^ 0x80000000u) : INT32_MAX;
+            }
+        at = (uint8_t *)to;
+        below *= l ? BLOCK + 1 : BLOCK;
+    }
+}
+
 static void view(struct moat_ruleset *rs, const struct moat_ruleset_head *h)
 {
     rs->head = h;
@@ -464,7 +573,7 @@ struct moat_ruleset *moat_ruleset_create(const void *blob)
 {
     struct moat_ruleset plan = {0}, *rs = NULL;
     struct workshop *w = calloc(1, sizeof *w);
-    size_t size, hits_at;
+    size_t size, blocks_at, lists_at, hits_at;
     uint8_t *at;
 
     if (!w)
@@ -473,11 +582,14 @@ struct moat_ruleset *moat_ruleset_create(const void *blob)
     if (deal(w, &plan) || fold_sets(w, &plan))
         goto out;
 
-    size = padded(sizeof *rs);
-    for (unsigned l = 0; l < N_LISTS; l++) {
+    for (unsigned l = 0; l < N_LISTS; l++)
         draw(w, &plan, l);
+    plant(w, &plan);
+    plan_blocks(&plan.v4, plan.body->n_v4);
+    blocks_at = (sizeof *rs + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+    lists_at = size = blocks_at + blocks_size(&plan.v4);
+    for (unsigned l = 0; l < N_LISTS; l++)
         size += draft_size(&w->drafts[l]);
-    }
     hits_at = (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
     size = hits_at + ((size_t)plan.body->n_rules + 1) * sizeof(uint64_t);
     size = (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
@@ -485,9 +597,10 @@ struct moat_ruleset *moat_ruleset_create(const void *blob)
     if (!rs)
         goto out;
     memset(rs, 0, size);
-    view(rs, blob);
+    *rs = plan;
     rs->hits = (uint64_t *)((uint8_t *)rs + hits_at);
-    at = (uint8_t *)rs + padded(sizeof *rs);
+    fill_blocks(&rs->v4, rs->v4_start, (uint8_t *)rs + blocks_at);
+    at = (uint8_t *)rs + lists_at;
     for (unsigned l = 0; l < N_LISTS; l++) {
         const struct rule_list *twin = w->drafts[l].twin;
 
@@ -500,13 +613,20 @@ out:
     free(w->folds);
     free(w->rules);
     free(w);
-    if (!rs)
+    if (!rs) {
+        forest_clear(&plan.forest);
+        free(plan.rank);
         errno = ENOMEM;
+    }
     return rs;
 }
 
 void moat_ruleset_destroy(struct moat_ruleset *rs)
 {
+    if (!rs)
+        return;
+    forest_clear(&rs->forest);
+    free(rs->rank);
     free(rs);
 }
 

@@ -14,11 +14,17 @@
  *               :    (dport)                        :         (class modulo 64)
  *
  * The AND of one row of each is a superset of what matches; candidates are then compared
- * in full.  So both tables may be coarse, and their size is bounded whatever the policy. */
+ * in full.  So both tables may be coarse, and their size is bounded whatever the policy.
+ * That is best for few rules; a long list has trees in their place (forest.h).
+ *
+ * An address is looked up in a tree of blocks of 16 starts, a cache line each: the blocks of
+ * the lowest level are the partition, a block above holds the first start of each block
+ * below it but the first one. */
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "forest.h"
 #include "ruleset.h"
 
 /* Protocols that a policy is likely to have many rules for. */
@@ -27,6 +33,9 @@ enum { KIND_OTHER, KIND_TCP, KIND_UDP, KIND_SCTP, KIND_ICMP, KIND_ICMP6, N_KINDS
 #define N_FAMILY_LISTS (2 * N_KINDS + 1) /* IPv4, IPv6, ARP */
 #define N_LISTS (2 * N_FAMILY_LISTS)     /* from and to the VM */
 #define MAX_BUCKETS 64
+#define BLOCK 16
+#define MAX_LEVELS 7  /* 17^7 blocks are more than a ruleset can hold */
+#define FOREST_MIN 96 /* rules of a list that is worth trees */
 
 struct rule_list {
     const uint64_t *port_bits;  /* [n_ports][words] */
@@ -37,6 +46,15 @@ struct rule_list {
     uint32_t n_ports;           /* 1 to MAX_BUCKETS */
     uint32_t n_peers;           /* likewise; 1: no rule asks for the peer's class */
     bool locals;                /* some rule asks for the local class */
+    struct forest_trees trees;  /* n_trees 0: the bit tables */
+};
+
+/* Starts with the top bit turned, so that they compare as signed numbers; behind the last one
+ * the highest number. */
+struct block_tree {
+    const int32_t *level[MAX_LEVELS]; /* [0] is the lowest */
+    uint32_t blocks[MAX_LEVELS];
+    uint32_t n_levels, n;
 };
 
 struct moat_ruleset {
@@ -49,6 +67,9 @@ struct moat_ruleset {
     const uint8_t (*v6_start)[16];
     const uint16_t *v6_class;
     uint64_t *hits; /* on lines of their own: the rest is never written */
+    struct block_tree v4;
+    uint16_t *rank; /* of a destination port among all edges of ranges; NULL: no list has trees */
+    struct forest forest;
     struct rule_list lists[N_LISTS];
 };
 

@@ -701,8 +701,9 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     uint8_t *buf;
     bool differs;
 
-    if (len > MOAT_RULESET_MAX_SIZE) {
-        snprintf(err, n, "ruleset of %zu bytes, at most %u", len, MOAT_RULESET_MAX_SIZE);
+    if (len > MOAT_RULESET_VNIC_MAX) {
+        snprintf(err, n, "ruleset of %zu bytes, a slot has room for %u", len,
+                 MOAT_RULESET_VNIC_MAX);
         return -E2BIG;
     }
     if (moat_ruleset_check(blob, len, err, n))
@@ -969,7 +970,7 @@ static void recover_rules(struct moat_engine *e, struct moat_slot *s, struct moa
 
     if (r->rules_index == MOAT_NO_RULES)
         return;
-    if (r->rules_index <= 1 && r->rules_len[r->rules_index] <= MOAT_RULESET_MAX_SIZE) {
+    if (r->rules_index <= 1 && r->rules_len[r->rules_index] <= MOAT_RULESET_VNIC_MAX) {
         blob = moat_mapping_ruleset(e->map, s->index, r->rules_index);
         if (!moat_ruleset_check(blob, r->rules_len[r->rules_index], err, sizeof err))
             s->rules = moat_ruleset_create(blob);

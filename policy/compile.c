@@ -306,7 +306,7 @@ static int compile_rules(struct compiler *c, bool quarantine)
         if (err)
             return err;
         /* Too many already: do not go on for ever. */
-        if (c->out.n_rules > 4 * (MOAT_RULESET_MAX_SIZE / sizeof(struct moat_rule)))
+        if (c->out.n_rules > 4 * (MOAT_RULESET_VNIC_MAX / sizeof(struct moat_rule)))
             break;
     }
     set_skips(&c->out);
@@ -347,7 +347,7 @@ static void report(struct moat_diags *diags, const struct moat_policy *y, const 
     if (err == -E2BIG && size)
         moat_diags_add(diags, MOAT_DIAG_ERROR, y->file, whole, hint,
                        "the ruleset of vNIC %s would have %zu bytes (%u rules), the limit is %u",
-                       vnic, size, n_rules, MOAT_RULESET_MAX_SIZE);
+                       vnic, size, n_rules, MOAT_RULESET_VNIC_MAX);
     else if (err == -E2BIG)
         moat_diags_add(diags, MOAT_DIAG_ERROR, y->file, whole, hint,
                        "the groups of vNIC %s are too intricate", vnic);
@@ -381,6 +381,11 @@ int moat_policy_compile(const struct moat_policy *policy, const struct moat_inve
         (err = compile_rules(&c, quarantine)))
         goto out;
     err = moat_emit(&c.out, blob, len);
+    if (!err && *len > MOAT_RULESET_VNIC_MAX) {
+        free(*blob);
+        *blob = NULL;
+        err = -E2BIG;
+    }
 
 out:
     report(diags, c.policy, inv->vnics[vnic].id, err, *len, c.out.n_rules);

@@ -163,7 +163,7 @@ int moat_policy_settings(const struct moat_policy *, const struct moat_inventory
 /* The ruleset of one vNIC, in memory that the caller frees.  A VM in quarantine
  * gets the base tier and a default of drop, and the blob is marked as such: its
  * digest is never that of a ruleset of a VM that is not in quarantine.  -EINVAL: no such vNIC;
- * -E2BIG: over MOAT_RULESET_MAX_SIZE or too intricate, the diagnosis says which; -ENOMEM. */
+ * -E2BIG: over MOAT_RULESET_VNIC_MAX or too intricate, the diagnosis says which; -ENOMEM. */
 int moat_policy_compile(const struct moat_policy *, const struct moat_inventory *, unsigned vnic,
                         uint64_t generation, uint8_t **blob, size_t *len, struct moat_diags *);
 

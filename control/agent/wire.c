@@ -247,7 +247,7 @@ static void put_body(struct out *o, const struct wire *w)
         put(o, w->enroll_left_s, 4);
         put(o, w->generation, 8);
         put_bytes(o, w->digest, sizeof w->digest);
-        if (w->blob_len > MOAT_RULESET_MAX_SIZE)
+        if (w->blob_len > MOAT_RULESET_VNIC_MAX)
             o->bad = true;
         put(o, w->blob_len, 4);
         put_bytes(o, w->blob, w->blob_len);
@@ -342,7 +342,7 @@ static void get_body(struct in *i, struct wire *w)
         w->generation = get(i, 8);
         get_bytes(i, w->digest, sizeof w->digest);
         w->blob_len = get(i, 4);
-        if (w->blob_len > MOAT_RULESET_MAX_SIZE || w->blob_len > (size_t)(i->end - i->p))
+        if (w->blob_len > MOAT_RULESET_VNIC_MAX || w->blob_len > (size_t)(i->end - i->p))
             spoil(i, "ruleset of a bad length");
         if (i->bad)
             break;

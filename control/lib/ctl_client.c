@@ -493,7 +493,7 @@ int moat_ctl_counters(struct moat_ctl *c, const char *vnic, uint64_t out[MOAT_N_
 
 int moat_ctl_ruleset_put(struct moat_ctl *c, const char *vnic, const void *blob, size_t size)
 {
-    if (!size || size > MOAT_RULESET_MAX_SIZE)
+    if (!size || size > MOAT_RULESET_VNIC_MAX)
         return fail(c, -EMSGSIZE, "a ruleset of %zu bytes", size);
     int fd = memfd_create("moat-ruleset", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0)
@@ -535,7 +535,7 @@ int moat_ctl_ruleset_get(struct moat_ctl *c, const char *vnic, void **blob, size
     int seals = fcntl(r.fd, F_GET_SEALS);
     if (seals < 0 || (seals & SEALS) != SEALS) {
         rc = fail(c, -EPROTO, "the ruleset's memory is not sealed");
-    } else if (fstat(r.fd, &st) || st.st_size <= 0 || st.st_size > MOAT_RULESET_MAX_SIZE) {
+    } else if (fstat(r.fd, &st) || st.st_size <= 0 || st.st_size > MOAT_RULESET_VNIC_MAX) {
         rc = fail(c, -EPROTO, "a ruleset of a bad size");
     } else if (!(p = malloc((size_t)st.st_size))) {
         rc = fail(c, -ENOMEM, "out of memory");

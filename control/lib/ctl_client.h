@@ -68,7 +68,7 @@ int moat_ctl_rule_hits(struct moat_ctl *, const char *vnic, struct moat_rule_hit
 int moat_ctl_counters(struct moat_ctl *, const char *vnic, uint64_t out[MOAT_N_COUNTERS]);
 
 /* Rulesets, by sealed memfd.  get: *blob is malloc'd; sizes beyond
- * MOAT_RULESET_MAX_SIZE and descriptors that are not sealed are refused.
+ * MOAT_RULESET_VNIC_MAX and descriptors that are not sealed are refused.
  * -ENOENT: the slot has none. */
 int moat_ctl_ruleset_put(struct moat_ctl *, const char *vnic, const void *blob, size_t size);
 int moat_ctl_ruleset_get(struct moat_ctl *, const char *vnic, void **blob, size_t *size);

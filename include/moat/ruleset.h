@@ -32,7 +32,11 @@
 
 #define MOAT_RULESET_MAGIC 0x534c524du /* "MRLS" */
 #define MOAT_RULESET_VERSION 1
-#define MOAT_RULESET_MAX_SIZE (256u << 10)
+/* Of the format: what the check and the classifier take. */
+#define MOAT_RULESET_MAX_SIZE (16u << 20)
+/* Of one vNIC: what a slot of the mapping has room for, twice.  So it is also the limit of the
+ * compiler, the control socket and a migration. */
+#define MOAT_RULESET_VNIC_MAX (256u << 10)
 
 #define MOAT_SET_ANY UINT32_MAX /* any address, of any family */
 #define MOAT_PROTO_ANY UINT16_MAX

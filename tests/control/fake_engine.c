@@ -279,7 +279,7 @@ static int do_ruleset(struct slot *s, int fd, size_t *len)
     int seals = fd >= 0 ? fcntl(fd, F_GET_SEALS) : -1;
 
     if (seals < 0 || !(seals & F_SEAL_WRITE) || fstat(fd, &sb) ||
-        sb.st_size < (off_t)sizeof(struct moat_ruleset_head) || sb.st_size > MOAT_RULESET_MAX_SIZE)
+        sb.st_size < (off_t)sizeof(struct moat_ruleset_head) || sb.st_size > MOAT_RULESET_VNIC_MAX)
         return refuse(len, -EINVAL, "not a sealed ruleset");
     free(s->blob);
     s->blob_len = (size_t)sb.st_size;

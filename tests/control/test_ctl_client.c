@@ -137,7 +137,7 @@ START_TEST(rulesets)
     ck_assert_uint_eq(len, 5000);
     ck_assert_mem_eq(back, h, 5000);
     free(back);
-    ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, MOAT_RULESET_MAX_SIZE + 1), -EMSGSIZE);
+    ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, MOAT_RULESET_VNIC_MAX + 1), -EMSGSIZE);
     ck_assert_int_eq(moat_ctl_ruleset_put(c, "v", h, 10), -EINVAL); /* refused by the engine */
     free(h);
     moat_ctl_close(c);

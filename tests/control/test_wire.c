@@ -7,7 +7,7 @@
 #include "moat/session.h"
 #include "wire.h"
 
-static uint8_t buf[MOAT_WIRE_HEAD + MOAT_WIRE_MAX], blob[MOAT_RULESET_MAX_SIZE];
+static uint8_t buf[MOAT_WIRE_HEAD + MOAT_WIRE_MAX], blob[MOAT_RULESET_VNIC_MAX];
 static uint8_t frames[3 * MOAT_SES_FRAME_MAX];
 static size_t frames_len;
 
@@ -243,8 +243,8 @@ START_TEST(oversized)
 {
     struct wire w = sample(WIRE_POLICY);
 
-    w.blob_len = MOAT_RULESET_MAX_SIZE;
-    ck_assert_uint_gt(wire_encode(&w, buf, sizeof buf), MOAT_RULESET_MAX_SIZE);
+    w.blob_len = MOAT_RULESET_VNIC_MAX;
+    ck_assert_uint_gt(wire_encode(&w, buf, sizeof buf), MOAT_RULESET_VNIC_MAX);
     w.blob_len++;
     ck_assert_uint_eq(wire_encode(&w, buf, sizeof buf), 0);
     w = sample(WIRE_REQUEST);

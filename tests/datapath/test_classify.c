@@ -4,6 +4,7 @@
  * which asks every rule and every interval in turn. */
 
 #include "datapath/classify.h"
+#include "datapath/ruleset_private.h"
 
 #include <arpa/inet.h>
 #include <check.h>
@@ -12,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/bench/rulesets.h"
 #include "tests/lib/blob.h"
 
 #define BURST 32
@@ -564,10 +566,10 @@ START_TEST(knows_every_port)
 }
 END_TEST
 
-/* Partitions of 1 to 70 intervals: every edge and its neighbours, in every search. */
+/* Partitions of 1 to 500 intervals: every edge and its neighbours, in every search. */
 START_TEST(knows_every_edge_of_a_partition)
 {
-    for (unsigned n = 1; n <= 70; n++) {
+    for (unsigned n = 1; n <= 500; n += n < 70 ? 1 : 53) {
         struct blob *b = blob_create();
         struct moat_ruleset *rs;
         uint8_t *blob;
@@ -581,7 +583,7 @@ START_TEST(knows_every_edge_of_a_partition)
             v6[0] = (uint8_t)(i / 2);
             if (i % 2)
                 memset(v6 + 8, (int)(0x80 + i), 8);
-            blob_v4(b, i == n - 1 && i ? UINT32_MAX : i * 50000001u, (uint16_t)i);
+            blob_v4(b, i == n - 1 && i ? UINT32_MAX : i * 8000001u, (uint16_t)i);
             blob_v6(b, v6, (uint16_t)i);
             r->peer_set = blob_set(b);
             blob_set_add(b, r->peer_set, (uint16_t)i);
@@ -811,6 +813,98 @@ START_TEST(agrees_with_the_plain_reader)
 }
 END_TEST
 
+/* --- Long lists ------------------------------------------------------------------------- */
+
+/* Rules that only log or send on, in the middle of many: the trees are walked again from there. */
+static void scatter_actions(uint8_t *blob, size_t len)
+{
+    const struct moat_ruleset_body *body = moat_ruleset_body((const void *)blob);
+    struct moat_rule *rules = (void *)(blob + body->rules_off);
+
+    for (uint32_t i = 0; i + 1 < body->n_rules; i++) {
+        if (one_in(4))
+            rules[i].action = one_in(2) ? MOAT_LOG : MOAT_NEXT_TIER;
+        if (rules[i].action == MOAT_NEXT_TIER)
+            rules[i].skip_to = i + 1 + below(1 + (body->n_rules - i) / 8);
+        rules[i].flags = (uint8_t)below(4);
+        if (one_in(10))
+            rules[i].families |= MOAT_RULE_IP6 | MOAT_RULE_ARP;
+    }
+    blob_seal(blob, len);
+}
+
+static const uint32_t long_sizes[] = {200, 1000, 5000, 20000};
+
+#define N_LONG_ROWS (N_RULES_KINDS * 4 * 2)
+
+START_TEST(agrees_with_the_plain_reader_on_long_lists)
+{
+    uint32_t n = long_sizes[_i / 2 % 4], n_flows = n > 10000 ? 8 * BURST : 32 * BURST;
+    struct rules *g = rules_create((enum rules_kind)(_i / 8), n, 7 + (unsigned)_i);
+    struct moat_flow *f = calloc(n_flows, sizeof *f);
+    struct moat_ruleset *rs;
+    uint32_t trees = 0;
+    char err[160];
+    size_t len;
+    uint8_t *blob = rules_blob(g, &len);
+
+    seed(100 + (unsigned)_i);
+    if (_i % 2)
+        scatter_actions(blob, len);
+    ck_assert_msg(!moat_ruleset_check(blob, len, err, sizeof err), "%s", err);
+    rs = moat_ruleset_create(blob);
+    ck_assert_ptr_nonnull(rs);
+    for (unsigned l = 0; l < N_LISTS; l++)
+        trees += rs->lists[l].trees.n_trees;
+    ck_assert_uint_gt(trees, 0);
+    ck_assert_uint_le(forest_size(&rs->forest), 16 * len + (1u << 20)); /* growth in steps of two */
+    rules_trace(g, f, n_flows);
+    for (uint32_t i = 0; i < n_flows; i += BURST)
+        compare(blob, rs, f + i, BURST, i);
+    moat_ruleset_destroy(rs);
+    free(blob);
+    free(f);
+    rules_destroy(g);
+}
+END_TEST
+
+/* Sets of every other class, in all rules: whatever the index makes of it, the answer is right. */
+START_TEST(agrees_where_no_cut_helps)
+{
+    struct blob *b = blob_create();
+    struct moat_ruleset *rs;
+    uint8_t *blob;
+
+    seed(5);
+    for (uint32_t i = 0; i < 4000; i++)
+        blob_v4(b, i << 12, (uint16_t)i);
+    for (uint32_t s = 0; s < 64; s++) {
+        uint32_t set = blob_set(b);
+
+        for (uint32_t c = s % 3; c < 4000; c += 2 + s % 5)
+            blob_set_add(b, set, (uint16_t)c);
+    }
+    for (uint32_t i = 0; i < 3000; i++) {
+        struct moat_rule *r = blob_rule(b, one_in(3) ? MOAT_LOG : MOAT_ALLOW, "");
+
+        r->peer_set = below(64);
+        r->local_set = below(64);
+        r->sport_lo = (uint16_t)below(60000);
+        r->dport_lo = (uint16_t)(60000 + below(5000));
+    }
+    rs = finish(b, &blob);
+    for (uint32_t i = 0; i < 64; i++) {
+        struct moat_flow f[BURST];
+
+        for (unsigned k = 0; k < BURST; k++)
+            f[k] = random_flow((void *)blob, 65536);
+        compare(blob, rs, f, BURST, i * BURST);
+    }
+    moat_ruleset_destroy(rs);
+    free(blob);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("classify");
@@ -826,6 +920,8 @@ int main(void)
     tcase_add_test(t, knows_every_port);
     tcase_add_test(t, knows_every_edge_of_a_partition);
     tcase_add_test(t, agrees_with_the_plain_reader);
+    tcase_add_loop_test(t, agrees_with_the_plain_reader_on_long_lists, 0, N_LONG_ROWS);
+    tcase_add_test(t, agrees_where_no_cut_helps);
     suite_add_tcase(s, t);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -360,7 +360,7 @@ START_TEST(life_of_a_slot)
     const struct moat_port_info *port = (void *)(list + 1);
     struct moat_ctl_state state = state_of(MOAT_SLOT_BLOCKED);
     struct moat_ctl_list first = {0};
-    uint8_t *blob, got[MOAT_RULESET_MAX_SIZE];
+    uint8_t *blob, got[MOAT_RULESET_VNIC_MAX];
     size_t len;
 
     ck_assert_int_eq(claim(VNIC, PATH, MOAT_SLOT_ACTIVE), 0);
@@ -764,8 +764,8 @@ START_TEST(rulesets_that_are_not)
     ck_assert_int_lt(put(VNIC, memfd(blob, len, F_SEAL_WRITE | F_SEAL_GROW)), 0);
     ck_assert_int_lt(put(VNIC, memfd(blob, len, F_SEAL_SHRINK | F_SEAL_WRITE)), 0);
     ck_assert_int_lt(put(VNIC, memfd(NULL, 0, SEALS)), 0);
-    ck_assert_int_lt(put(VNIC, memfd(NULL, MOAT_RULESET_MAX_SIZE, SEALS)), 0); /* zeroes */
-    ck_assert_int_lt(put(VNIC, memfd(NULL, MOAT_RULESET_MAX_SIZE + 1, SEALS)), 0);
+    ck_assert_int_lt(put(VNIC, memfd(NULL, MOAT_RULESET_VNIC_MAX, SEALS)), 0); /* zeroes */
+    ck_assert_int_lt(put(VNIC, memfd(NULL, MOAT_RULESET_VNIC_MAX + 1, SEALS)), 0);
     ck_assert_int_lt(put(VNIC, memfd(NULL, (size_t)1 << 40, SEALS)), 0);
     ck_assert_int_lt(put(VNIC, open("/proc/self/exe", O_RDONLY | O_CLOEXEC)), 0);
     ck_assert_int_lt(put(VNIC, open("/", O_RDONLY | O_CLOEXEC)), 0);

@@ -159,9 +159,9 @@ START_TEST(no_bit_of_a_ruleset_changes_unnoticed)
     make(path, &f);
     rec = (const struct moat_slot_rec *)(f.bytes + head_of(&f)->slots_off);
     at = head_of(&f)->rulesets_off;
-    flip_through(&f, "ruleset", at + rec->rules_index * MOAT_RULESET_MAX_SIZE,
+    flip_through(&f, "ruleset", at + rec->rules_index * MOAT_RULESET_VNIC_MAX,
                  rec->rules_len[rec->rules_index], 37, true);
-    flip_through(&f, "old ruleset", at + !rec->rules_index * MOAT_RULESET_MAX_SIZE,
+    flip_through(&f, "old ruleset", at + !rec->rules_index * MOAT_RULESET_VNIC_MAX,
                  rec->rules_len[!rec->rules_index], 131, false);
     free(f.bytes);
     unlink(path);

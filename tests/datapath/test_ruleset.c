@@ -518,7 +518,7 @@ START_TEST(deals_and_filters_well)
     size_t len;
     uint8_t *blob;
 
-    for (unsigned i = 0; i < 1000; i++) {
+    for (unsigned i = 0; i < 900; i++) { /* 90 a list: too few for trees */
         struct moat_rule *r = blob_rule(b, MOAT_ALLOW, "");
 
         r->dirs = MOAT_RULE_TO_VM;
@@ -535,7 +535,7 @@ START_TEST(deals_and_filters_well)
         ck_assert_uint_eq(rs->lists[i].n, 0); /* from the VM */
     for (unsigned kind = 0; kind < N_KINDS; kind++) {
         l = &rs->lists[N_FAMILY_LISTS + kind];
-        ck_assert_uint_eq(l->n, kind == KIND_OTHER ? 0 : 100);
+        ck_assert_uint_eq(l->n, kind == KIND_OTHER ? 0 : 90);
         ck_assert_uint_eq(l[N_KINDS].n, l->n);
     }
     ck_assert_uint_eq(rs->lists[N_LISTS - 1].n, 0); /* ARP */
