@@ -29,14 +29,20 @@ static bool is_blank(const struct moat_slot_rec *r)
     return !memcmp(r, zeros, sizeof zeros);
 }
 
-void moat_slot_rec_begin(struct moat_slot_rec *r)
+/* Who comes after a process that was killed finds all stores that it made: only the compiler could
+ * change their order. */
+static inline void in_order(void)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
 
+void moat_slot_rec_begin(struct moat_slot_rec *r)
 {
     if (r->changing)
         return;
     memcpy(r->before, r, sizeof r->before);
     __atomic_store_n(&r->changing, CHANGING, __ATOMIC_SEQ_CST);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    in_order();
 }
 
 void moat_slot_rec_set_conf(struct moat_slot_rec *r, const struct moat_slot_conf *c)
@@ -53,7 +59,7 @@ void moat_slot_rec_commit(struct moat_slot_rec *r)
     if (!r->changing)
         return;
     r->sum = sum_of(r);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    in_order();
     __atomic_store_n(&r->changing, 0, __ATOMIC_SEQ_CST);
 }
 
@@ -61,7 +67,7 @@ bool moat_slot_rec_recover(struct moat_slot_rec *r, char *err, size_t err_size)
 {
     if (r->changing == CHANGING) {
         memcpy(r, r->before, sizeof r->before);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        in_order();
         __atomic_store_n(&r->changing, 0, __ATOMIC_SEQ_CST);
     }
     if (r->changing) {
