@@ -120,10 +120,11 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
     e->id = __atomic_fetch_add(&next_engine_id, 1, __ATOMIC_RELAXED);
     if (e->conf.n_slots > MAX_SLOTS || e->conf.n_sessions > MAX_SESSIONS ||
         e->conf.n_sessions < MIN_SESSIONS || e->conf.n_sessions6 > e->conf.n_sessions) {
-        snprintf(err, err_size,
-                 "%u slots, %u sessions, %u of them for IPv6: at most %u slots, and %u to %u sessions",
-                 e->conf.n_slots, e->conf.n_sessions, e->conf.n_sessions6, MAX_SLOTS, MIN_SESSIONS,
-                 MAX_SESSIONS);
+        snprintf(
+            err, err_size,
+            "%u slots, %u sessions, %u of them for IPv6: at most %u slots, and %u to %u sessions",
+            e->conf.n_slots, e->conf.n_sessions, e->conf.n_sessions6, MAX_SLOTS, MIN_SESSIONS,
+            MAX_SESSIONS);
         free(e);
         return NULL;
     }

@@ -221,6 +221,7 @@ moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
         "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u (%u "
         "of these for IPv6); ports without a slot: %s\n",
         MOAT_VERSION, conf.mapping, engine->recovered_slots, engine->recovered_sessions,
-        engine->conf.n_slots, engine->conf.n_sessions, engine->conf.n_sessions6, moat_fail_name(engine->conf.unclaimed));
+        engine->conf.n_slots, engine->conf.n_sessions, engine->conf.n_sessions6,
+        moat_fail_name(engine->conf.unclaimed));
     return &engine_ops;
 }

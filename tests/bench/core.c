@@ -65,25 +65,19 @@ static uint64_t classify_burst(void *c_)
     return __rdtsc() - t;
 }
 
-/* Rule r: one remote address, one port. */
 static void classify(unsigned n_rules)
 {
     static struct classify c = {.random = 88172645463325252u};
-    size_t size = 256 + n_rules * 96u, at, len;
-    char *policy = malloc(size), err[256] = "";
+    char *policy, err[256] = "";
     uint8_t *blob;
+    size_t len;
 
     if (guests_add(&vms, "a,/run/bench/a.sock,02:00:00:00:00:01,10.0.0.1") ||
         guests_add(&vms, "b,/run/bench/b.sock,02:00:00:00:00:02,10.0.0.2"))
         rig_die("no such VMs");
-    if (!policy || n_rules < 1 || n_rules > 5000)
+    if (n_rules < 1 || n_rules > 5000)
         rig_die("how many rules?");
-    at = (size_t)snprintf(policy, size, "policy \"bench\" version 1\ntier bench {\n");
-    for (unsigned r = 0; r < n_rules; r++)
-        at += (size_t)snprintf(policy + at, size - at,
-                               "    allow from addresses 10.1.%u.%u to vm \"b\" service %s %u\n",
-                               r >> 8, r & 255, r & 1 ? "tcp" : "udp", 1000 + r % 500);
-    snprintf(policy + at, size - at, "}\n");
+    policy = rig_many_rules(n_rules);
     blob = guests_ruleset(&vms, 1, policy, &len);
     if (!blob)
         exit(1);

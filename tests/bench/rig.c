@@ -29,8 +29,7 @@ static const char one_rule[] =
     "    allow from vm \"a\" to vm \"b\" service udp 1000-2000, tcp 1000-2000\n"
     "}\n";
 
-/* Rule r: one remote address, one port. */
-static char *many_rules(unsigned n)
+char *rig_many_rules(unsigned n)
 {
     size_t size = 256 + n * 96u, at;
     char *text = malloc(size);
@@ -90,7 +89,7 @@ void rig_start(struct rig *rig, const struct rig_conf *conf)
                                       .n_sessions6 = conf->n_sessions6,
                                       .now_ms = conf->now_ms,
                                       .seed = seed};
-    char *many = conf->n_rules ? many_rules(conf->n_rules) : NULL, err[256] = "";
+    char *many = conf->n_rules ? rig_many_rules(conf->n_rules) : NULL, err[256] = "";
     struct guests vms = {0};
 
     if (guests_add(&vms, "a,/run/bench/a.sock,02:00:00:00:00:01,10.0.0.1,fd00::1") ||

@@ -23,7 +23,7 @@
 #define RIG_B 1
 
 struct rig_conf {
-    uint32_t n_sessions;      /* a power of two; one slot may have them all */
+    uint32_t n_sessions;      /* one slot may have them all */
     uint32_t n_sessions6;     /* of these, how many may be IPv6 ones; 0: half of them */
     uint32_t max_half_open;   /* a slot's quota; 0: as many as there are sessions */
     uint32_t udp_s;           /* idle timers of UDP sessions; 0: long ones */
@@ -70,6 +70,10 @@ uint64_t rig_judge_both(struct rig_thread *, int back, unsigned n);
 
 /* Opens connections [from, to) of frame_make() and answers them: at b's slot, or at both. */
 void rig_open(struct rig_thread *, int tcp, uint32_t from, uint32_t to, bool both);
+
+/* Text of a policy of n rules; rule r permits one remote address and one port to b.  The caller
+ * frees it. */
+char *rig_many_rules(unsigned n);
 
 /* A flow to b that rule c % n_rules (an even one: UDP, an odd one: TCP) permits; c names it, below
  * RIG_MAX_RULE_FLOWS. */

@@ -153,7 +153,8 @@ START_TEST(agrees_with_a_plain_list)
         ck_assert_uint_eq(find(e, &tuple, MOAT_FROM_VM, slot + 1), *twin);
         if (*twin == MOAT_NO_SESSION && live < N_SESSIONS * 3 / 4) {
             *twin = insert(e, &tuple, slot + 1, &found, &reason);
-            ck_assert_msg(*twin != MOAT_NO_SESSION, "step %d, %u live, reason %d", step, live, reason);
+            ck_assert_msg(*twin != MOAT_NO_SESSION, "step %d, %u live, reason %d", step, live,
+                          reason);
             ck_assert(!found);
             live++;
         } else if (*twin != MOAT_NO_SESSION && random() % 2) {

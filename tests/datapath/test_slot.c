@@ -355,17 +355,23 @@ START_TEST(a_hold_ends)
 }
 END_TEST
 
+static void make_file(char *path)
+{
+    int fd = mkstemp(path);
+
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+}
+
 START_TEST(slots_rulesets_and_sessions_survive)
 {
     char path[] = "/tmp/moat-test-XXXXXX";
     struct moat_slot_info before, after;
     enum moat_reason reason;
     uint8_t f[60];
-    int fd = mkstemp(path);
     struct rig r;
 
-    ck_assert_int_ge(fd, 0);
-    close(fd);
+    make_file(path);
     rig_start(&r, path, allow_udp);
     ck_assert(sends(&r, 0, NULL));
     rig_publish(&r, 0, allow_udp);
@@ -403,11 +409,9 @@ START_TEST(what_is_recovered_is_not_believed_blindly)
     struct moat_session *s;
     enum moat_reason reason;
     uint8_t f[60];
-    int fd = mkstemp(path);
     struct rig r;
 
-    ck_assert_int_ge(fd, 0);
-    close(fd);
+    make_file(path);
     rig_start(&r, path, allow_udp);
     ck_assert(sends(&r, 0, NULL));
     ck_assert(rig_push(&r, 0, MOAT_FROM_VM, f, udp(f, 0, 1, 1001, 2001), NULL));
