@@ -9,9 +9,17 @@
 
 static inline uint64_t moat_hash_mum(uint64_t a, uint64_t b)
 {
+#ifdef __x86_64__
+    /* gcc 12 sends both halves of a product of two words through memory. */
+    uint64_t high;
+
+    __asm__("mulq %2" : "+a"(a), "=d"(high) : "rm"(b) : "cc");
+    return a ^ high;
+#else
     __uint128_t r = (__uint128_t)a * b;
 
     return (uint64_t)r ^ (uint64_t)(r >> 64);
+#endif
 }
 
 #endif /* datapath/hash.h */

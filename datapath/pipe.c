@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "guard.h"
+#include "live.h"
 #include "pipe_private.h"
 #include "quick.h"
 #include "trace.h"
@@ -65,7 +66,7 @@ static bool own_rarp(struct burst *b, unsigned i)
 }
 
 /* Packet i has b->keys[k]. */
-STRAIGHT void add_key(struct burst *b, unsigned k, unsigned i, uint64_t hash)
+static void add_key(struct burst *b, unsigned k, unsigned i, uint64_t hash)
 {
     b->which[k] = (uint8_t)i;
     b->keyed[k] = &b->pkts[i];
@@ -89,7 +90,6 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
     } else if (p->frag) {
         b->fragments |= 1u << i;
     } else if (moat_pipe_makes_sessions(p)) {
-        b->all_quick = false;
         add_key(b, b->n, i,
                 moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[b->n]));
         b->n++;
@@ -104,25 +104,28 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
     }
 }
 
-STRAIGHT void parse_all(struct burst *b, unsigned n, const enum moat_dir dir)
+/* Packets from i on, which is not quick. */
+static __attribute__((noinline)) void parse_rest(struct burst *b, unsigned i, unsigned n)
 {
-    unsigned k = 0;
+    const struct moat_session_table *t = b->engine->sessions;
+    struct moat_quick q;
 
-    for (unsigned i = 0; i < n; i++) {
-        struct moat_pkt *p = &b->pkts[i];
+    moat_quick_begin(&q, b->view, b->dir);
+    parse_one(b, i++);
+    for (; i < n; i++) {
+        struct moat_key *key = &b->keys[b->n];
+        __m128i rest;
 
-        if (__builtin_expect(moat_quick(b->view, p, dir, &b->keys[k]), 1)) {
-            p->quick = true;
-            p->by = MOAT_BY_SESSION;
-            add_key(b, k, i, moat_session_hash4(b->engine->sessions, &b->keys[k]));
-            k++;
+        if (q.any && (b->dir == MOAT_FROM_VM ? moat_quick(&q, &b->pkts[i], MOAT_FROM_VM, &rest)
+                                             : moat_quick(&q, &b->pkts[i], MOAT_TO_VM, &rest))) {
+            key->tag = b->view->tag;
+            memcpy(&key->local, &rest, sizeof rest);
+            add_key(b, b->n, i, moat_session_hash4(t, key));
+            moat_live_name(b, b->n++, i);
         } else {
-            b->n = k;
             parse_one(b, i);
-            k = b->n;
         }
     }
-    b->n = k;
 }
 
 /* --- known sessions --- */
@@ -214,40 +217,26 @@ static __attribute__((noinline)) uint32_t behind(const struct burst *b, unsigned
 }
 
 /* Tracks the packets of live sessions; bit k of the result: keyed packet k has none, or
- * it is not where it was looked for, or one before it comes first. */
-STRAIGHT uint32_t track_found(struct burst *b, const enum moat_dir dir, const bool candidates)
+ * one before it comes first. */
+static uint32_t track_found(struct burst *b)
 {
-    struct moat_session *sessions = moat_session_at(b->engine->sessions, 0);
-    uint32_t misses = 0, passed = 0;
-    uint64_t bytes = 0;
+    uint32_t misses = 0;
 
     for (unsigned k = 0; k < b->n; k++) {
-        const struct moat_pkt *p = b->keyed[k];
-        enum moat_reason reason;
         struct moat_session *s;
 
-        if (__builtin_expect(misses >> k & 1, 0))
+        if (misses >> k & 1)
             continue;
-        if (!candidates && b->found[k] == MOAT_NO_SESSION) {
+        if (b->found[k] == MOAT_NO_SESSION) {
             misses |= 1u << k;
             continue;
         }
-        s = &sessions[b->found[k]];
-        if (__builtin_expect((candidates && !moat_session_is(s, &b->keys[k])) || is_over(b, s, p),
-                             0)) {
+        s = moat_session_at(b->engine->sessions, b->found[k]);
+        if (is_over(b, s, b->keyed[k]))
             misses |= 1u << k | behind(b, k);
-            continue;
-        }
-        reason = track_in(b, s, p, dir);
-        if (__builtin_expect(reason != MOAT_R_NONE, 0)) {
-            moat_pipe_refuse(b, b->which[k], MOAT_BY_SESSION, reason);
-        } else {
-            passed |= 1u << b->which[k];
-            bytes += p->total;
-        }
+        else
+            moat_pipe_track(b, b->which[k], s);
     }
-    b->passed |= passed;
-    b->bytes += bytes;
     return misses;
 }
 
@@ -255,7 +244,7 @@ static __attribute__((noinline)) uint32_t look_up_all(struct burst *b)
 {
     moat_session_lookup_bulk(b->engine->sessions, b->keys, b->hashes,
                              (const struct moat_pkt *const *)b->keyed, b->dir, b->n, b->found);
-    return track_found(b, b->dir, false);
+    return track_found(b);
 }
 
 static __attribute__((noinline)) void judge_odd(struct burst *b)
@@ -275,30 +264,19 @@ static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
         moat_open(b, (unsigned)__builtin_ctz(misses));
 }
 
-STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
+static void filter(struct burst *b, unsigned n)
 {
-    uint32_t misses;
+    uint32_t misses = 0;
+    unsigned front = moat_live(b, n, &misses);
 
-    parse_all(b, n, dir);
-    if (__builtin_expect(b->all_quick, 1)) {
-        moat_session_candidates(b->engine->sessions, b->keys, b->hashes, b->n, b->found);
-        misses = track_found(b, dir, true);
-    } else {
+    if (__builtin_expect(front < n, 0)) {
+        parse_rest(b, front, n);
         misses = look_up_all(b);
     }
     if (misses)
         open_all(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))
         judge_odd(b);
-}
-
-static void filter(struct burst *b, unsigned n)
-{
-    b->all_quick = true;
-    if (b->dir == MOAT_FROM_VM)
-        filter_in(b, n, MOAT_FROM_VM);
-    else
-        filter_in(b, n, MOAT_TO_VM);
 }
 
 /* --- the slot's state decides --- */
@@ -395,6 +373,13 @@ static void sum_up(struct burst *b)
     moat_count(b->counters, out ? MOAT_C_FROM_VM_BYTES : MOAT_C_TO_VM_BYTES, b->bytes);
 }
 
+static __attribute__((noinline)) void trace(struct burst *b, unsigned n)
+{
+    for (uint32_t m = b->straight; m; m &= m - 1)
+        moat_live_name(b, (unsigned)__builtin_ctz(m), (unsigned)__builtin_ctz(m));
+    moat_trace_burst(b->thread, b->view, b->dir, b->pkts, n, b->passed);
+}
+
 uint32_t moat_pipe_burst(struct moat_thread *t, struct moat_port *port, enum moat_dir dir,
                          struct moat_pkt *pkts, unsigned n)
 {
@@ -406,7 +391,7 @@ uint32_t moat_pipe_burst(struct moat_thread *t, struct moat_port *port, enum moa
     b.port = port;
     b.pkts = pkts;
     b.dir = dir;
-    b.passed = b.stateless = b.errors = b.fragments = 0;
+    b.passed = b.stateless = b.errors = b.fragments = b.straight = 0;
     b.bytes = 0;
     b.n = 0;
     moat_qsbr_enter(&b.engine->qsbr, t->reader);
@@ -418,7 +403,7 @@ uint32_t moat_pipe_burst(struct moat_thread *t, struct moat_port *port, enum moa
         judge_burst(&b, n);
         sum_up(&b);
         if (__builtin_expect(__atomic_load_n(&b.engine->traces, __ATOMIC_ACQUIRE) != NULL, 0))
-            moat_trace_burst(t, b.view, dir, pkts, n, b.passed);
+            trace(&b, n);
     } else if (b.engine->conf.unclaimed == MOAT_FAIL_ALLOW && !port->replugged) {
         b.passed = (uint32_t)((1ull << n) - 1);
     }

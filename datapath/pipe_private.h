@@ -30,8 +30,8 @@ struct burst {
     uint32_t stateless; /* to be judged by the rules alone */
     uint32_t errors;    /* ICMP errors */
     uint32_t fragments;
-    bool all_quick; /* no key came the long way */
-    unsigned n;     /* with a key: */
+    uint32_t straight; /* passed, and nothing of them is set but what the caller has set */
+    unsigned n;        /* with a key: */
     uint8_t which[MOAT_BURST_MAX];
     struct moat_key keys[MOAT_BURST_MAX];
     uint64_t hashes[MOAT_BURST_MAX];

@@ -15,10 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
-
 #include "engine.h"
 #include "mapping.h"
 #include "qsbr.h"
@@ -55,7 +51,7 @@ struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
     t->first6 = m->head->n_sessions - m->head->n_sessions6;
     t->n_buckets = m->head->n_buckets;
     for (int i = 0; i < 4; i++)
-        t->seed[i] = m->head->seed[i] ^ spread[i];
+        t->seed.w[i] = m->head->seed[i] ^ spread[i];
     t->max_limbo = t->n_sessions / LIMBO_SHARE + 1;
     t->limbo = malloc(t->max_limbo * sizeof *t->limbo);
     if (!t->limbo) {
@@ -111,7 +107,7 @@ static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
     uint64_t w[2];
 
     memcpy(w, a, 16);
-    return moat_hash_mum(w[0] ^ t->seed[2], w[1] ^ t->seed[3]);
+    return moat_hash_mum(w[0] ^ t->seed.w[2], w[1] ^ t->seed.w[3]);
 }
 
 /* Symmetric in (local, lport) and (remote, rport).  For ICMP only the identifier counts:
@@ -120,7 +116,7 @@ static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat
 {
     bool icmp = k->proto == 1 || k->proto == 58;
 
-    return moat_session_hash_halves(t, (uint64_t)k->local << 16 | (icmp ? 0 : k->lport),
+    return moat_session_hash_halves(&t->seed, (uint64_t)k->local << 16 | (icmp ? 0 : k->lport),
                                     (uint64_t)k->remote << 16 | (icmp ? 0 : k->rport),
                                     (uint64_t)k->proto << 48 | (uint64_t)k->family << 40 |
                                         (uint64_t)k->vlan << 16 | (icmp ? k->lport : 0));
@@ -128,15 +124,7 @@ static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat
 
 static inline uint32_t slot_mix(const struct moat_session_table *t, uint64_t hash, uint32_t tag)
 {
-    return (uint32_t)moat_hash_mum(hash ^ t->seed[1], tag ^ t->seed[0]);
-}
-
-/* Way tag: never 0 (free) or 1 (being written). */
-static inline uint16_t way_tag(uint64_t hash, uint32_t tag)
-{
-    uint16_t v = (uint16_t)(hash >> 48 ^ (tag * 0x9e3779b1u) >> 16);
-
-    return v < 2 ? v + 2 : v;
+    return (uint32_t)moat_hash_mum(hash ^ t->seed.w[1], tag ^ t->seed.w[0]);
 }
 
 static inline uint32_t second_bucket(const struct moat_session_table *t, uint64_t hash,
@@ -175,26 +163,9 @@ uint64_t moat_session_key(const struct moat_session_table *t, const struct moat_
     return tuple_hash(t, k);
 }
 
-#define ALL_WAYS ((1u << MOAT_BUCKET_WAYS) - 1)
-
-/* Bit i: way i has this tag.  Aligned vector loads are as good as relaxed atomic ones here:
- * a way that changes meanwhile is checked against its entry's key.  The sanitizer gets the
- * plain form. */
 static inline uint32_t match_ways(const struct moat_bucket *b, uint16_t tag)
 {
-#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
-    __m128i want = _mm_set1_epi16((short)tag);
-    __m128i lo = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b), want);
-    __m128i hi = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b + 1), want);
-
-    return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(lo, hi)) & ALL_WAYS;
-#else
-    uint32_t bits = 0;
-
-    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
-        bits |= (uint32_t)(__atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE) == tag) << i;
-    return bits;
-#endif
+    return moat_session_match(b, tag) & ((1u << MOAT_BUCKET_WAYS) - 1);
 }
 
 static bool addresses_equal(const struct moat_session_table *t, uint32_t index,
@@ -225,22 +196,7 @@ static uint32_t find_second(const struct moat_session_table *t, const struct moa
 {
     const struct moat_bucket *b = &t->buckets[second_bucket(t, hash, k->tag)];
 
-    return find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
-}
-
-/* Without a branch: an index that means nothing leads to an entry whose key differs. */
-void moat_session_candidates(const struct moat_session_table *t, const struct moat_key *keys,
-                             const uint64_t *hashes, unsigned n, uint32_t *out)
-{
-    for (unsigned i = 0; i < n; i++) {
-        const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
-        uint32_t ways = match_ways(b, way_tag(hashes[i], keys[i].tag));
-        uint32_t index = __atomic_load_n(
-            &b->index[__builtin_ctz(ways | 1u << (MOAT_BUCKET_WAYS - 1))], __ATOMIC_RELAXED);
-
-        out[i] = index < t->n_sessions ? index : 0;
-        __builtin_prefetch(&t->sessions[out[i]], 1);
-    }
+    return find_in(t, b, match_ways(b, moat_session_way(hash, k->tag)), k, local, remote);
 }
 
 void moat_session_lookup_bulk(const struct moat_session_table *t, const struct moat_key *keys,
@@ -252,7 +208,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
     for (unsigned i = 0; i < n; i++) {
         const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
 
-        ways[i] = match_ways(b, way_tag(hashes[i], keys[i].tag));
+        ways[i] = match_ways(b, moat_session_way(hashes[i], keys[i].tag));
         if (ways[i]) {
             uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
 
@@ -282,9 +238,46 @@ static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
                            const struct moat_key *k, const uint8_t *local, const uint8_t *remote)
 {
     const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
-    uint32_t index = find_in(t, b, match_ways(b, way_tag(hash, k->tag)), k, local, remote);
+    uint32_t index = find_in(t, b, match_ways(b, moat_session_way(hash, k->tag)), k, local, remote);
 
     return index != MOAT_NO_SESSION ? index : find_second(t, k, hash, local, remote);
+}
+
+uint32_t moat_session_elsewhere(const struct moat_session_table *t, const struct moat_key *keys,
+                                const uint64_t *hashes, uint32_t which, uint32_t *out)
+{
+    uint32_t maybe = 0, found = 0;
+
+    for (uint32_t w = which; w; w &= w - 1) {
+        unsigned i = (unsigned)__builtin_ctz(w);
+
+        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[i], keys[i].tag)]);
+    }
+    for (uint32_t w = which; w; w &= w - 1) {
+        unsigned i = (unsigned)__builtin_ctz(w);
+        uint16_t tag = moat_session_way(hashes[i], keys[i].tag);
+        const struct moat_bucket *first = &t->buckets[moat_session_bucket(t, hashes[i])];
+        const struct moat_bucket *b = &t->buckets[second_bucket(t, hashes[i], keys[i].tag)];
+        uint32_t ways = match_ways(b, tag);
+
+        if (ways) {
+            uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
+
+            __builtin_prefetch(&t->sessions[index < t->n_sessions ? index : 0], 1);
+        }
+        maybe |= (uint32_t)((ways | match_ways(first, tag)) != 0) << i;
+        out[i] = MOAT_NO_SESSION;
+    }
+    for (; maybe; maybe &= maybe - 1) {
+        unsigned i = (unsigned)__builtin_ctz(maybe);
+        uint32_t index = lookup_one(t, hashes[i], &keys[i], NULL, NULL);
+
+        if (index != MOAT_NO_SESSION) {
+            out[i] = index;
+            found |= 1u << i;
+        }
+    }
+    return found;
 }
 
 uint32_t moat_session_lookup(const struct moat_session_table *t, const struct moat_key *k,
@@ -343,7 +336,8 @@ static bool native(const struct moat_session_table *t, uint32_t at, unsigned i, 
     tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
     hash = tuple_hash(t, k);
     *second = second_bucket(t, hash, tag);
-    return moat_session_bucket(t, hash) == at && way_tag(hash, tag) == *way && *second != at;
+    return moat_session_bucket(t, hash) == at && moat_session_way(hash, tag) == *way &&
+           *second != at;
 }
 
 /* Makes room in bucket `at` by moving one entry, whose first choice it is, to that entry's
@@ -405,7 +399,7 @@ static bool make_room_in(struct moat_session_table *t, uint32_t at, uint32_t hel
 static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag, uint32_t index)
 {
     uint32_t first = moat_session_bucket(t, hash), second = second_bucket(t, hash, tag);
-    uint16_t way = way_tag(hash, tag);
+    uint16_t way = moat_session_way(hash, tag);
 
     return claim_way(&t->buckets[first], way, index) ||
            claim_way(&t->buckets[second], way, index) ||
@@ -661,7 +655,7 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     hash = tuple_hash(t, &s->key);
     moat_session_lock(t, hash);
     tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
-    way = way_tag(hash, tag);
+    way = moat_session_way(hash, tag);
     gone = tag && over(aux, s);
     if (gone) {
         __atomic_store_n(&s->key.tag, 0, __ATOMIC_RELEASE);

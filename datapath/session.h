@@ -141,10 +141,10 @@ void moat_session_lookup_bulk(const struct moat_session_table *, const struct mo
                               const uint64_t *hashes, const struct moat_pkt *const *pkts,
                               enum moat_dir, unsigned n, uint32_t *out);
 
-/* The same for IPv4 keys only, half done: out[i] is where the session of keys[i] is, if it is
- * where most are; prefetched.  To be compared with moat_session_is(). */
-void moat_session_candidates(const struct moat_session_table *, const struct moat_key *keys,
-                             const uint64_t *hashes, unsigned n, uint32_t *out);
+/* Looks up those IPv4 keys whose bit is set, everywhere; bit i of the result: out[i] is a session,
+ * else it is MOAT_NO_SESSION. */
+uint32_t moat_session_elsewhere(const struct moat_session_table *, const struct moat_key *keys,
+                                const uint64_t *hashes, uint32_t which, uint32_t *out);
 
 static inline bool moat_session_is(const struct moat_session *s, const struct moat_key *k)
 {

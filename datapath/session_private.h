@@ -7,11 +7,20 @@
 
 #include <stdint.h>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 #include "hash.h"
 #include "mapping.h"
 #include "session.h"
 
 #define MOAT_SESSION_STRIPES 1024
+
+/* What packet threads hash with. */
+struct moat_hash_seed {
+    uint64_t w[4];
+};
 
 struct moat_session_table {
     struct moat_session *sessions;
@@ -20,7 +29,7 @@ struct moat_session_table {
     struct moat_bucket *buckets;
     uint32_t n_sessions, n_buckets;
     uint32_t first6; /* of the entries with room for IPv6 addresses */
-    uint64_t seed[4];
+    struct moat_hash_seed seed;
     struct moat_mapping_head *head; /* the free lists are there, under free_lock */
     uint8_t free_lock;
 
@@ -31,13 +40,14 @@ struct moat_session_table {
     uint8_t stripes[MOAT_SESSION_STRIPES]; /* insert locks, by first bucket */
 };
 
-static inline uint64_t moat_session_hash_halves(const struct moat_session_table *t, uint64_t l,
+/* Symmetric: l and r may be swapped. */
+static inline uint64_t moat_session_hash_halves(const struct moat_hash_seed *seed, uint64_t l,
                                                 uint64_t r, uint64_t rest)
 {
     uint64_t lo = l < r ? l : r, hi = l < r ? r : l;
 
-    return moat_hash_mum(moat_hash_mum(lo ^ t->seed[0], hi ^ t->seed[1]) ^ t->seed[2],
-                         rest ^ t->seed[3]);
+    return moat_hash_mum(moat_hash_mum(lo ^ seed->w[0], hi ^ seed->w[1]) ^ seed->w[2],
+                         rest ^ seed->w[3]);
 }
 
 /* The number of buckets is any: 32 bits of hash are scaled to it (Lemire, "Fast Random Integer
@@ -56,7 +66,7 @@ static inline uint32_t moat_session_bucket(const struct moat_session_table *t, u
 static inline uint64_t moat_session_hash4(const struct moat_session_table *t,
                                           const struct moat_key *k)
 {
-    return moat_session_hash_halves(t, (uint64_t)k->local << 16 | k->lport,
+    return moat_session_hash_halves(&t->seed, (uint64_t)k->local << 16 | k->lport,
                                     (uint64_t)k->remote << 16 | k->rport,
                                     (uint64_t)k->proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
 }
@@ -64,6 +74,46 @@ static inline uint64_t moat_session_hash4(const struct moat_session_table *t,
 static inline void moat_session_prefetch(const struct moat_session_table *t, uint64_t hash)
 {
     __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)]);
+}
+
+/* The tag of a session's way: never 0 (free) or 1 (being written). */
+static inline uint16_t moat_session_way(uint64_t hash, uint32_t tag)
+{
+    uint32_t v = (uint16_t)(hash >> 48 ^ (tag * 0x9e3779b1u) >> 16);
+
+    return (uint16_t)(v < 2 ? v + 2 : v);
+}
+
+/* Bit i: way i has this tag.  What the bits behind the last way's say means nothing.  Aligned
+ * vector loads are as good as relaxed atomic ones here: a way that changes meanwhile is checked
+ * against its entry's key.  The sanitizer gets the plain form. */
+static inline uint32_t moat_session_match(const struct moat_bucket *b, uint16_t tag)
+{
+#if defined(__SSE2__) && !defined(__SANITIZE_THREAD__)
+    __m128i want = _mm_set1_epi16((short)tag);
+    __m128i lo = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b), want);
+    __m128i hi = _mm_cmpeq_epi16(_mm_load_si128((const __m128i *)(const void *)b + 1), want);
+
+    return (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(lo, hi));
+#else
+    uint32_t bits = 0;
+
+    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
+        bits |= (uint32_t)(__atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE) == tag) << i;
+    return bits;
+#endif
+}
+
+/* Where a session with this tag is, if it is in this bucket and has its tag alone there.  Without a
+ * branch: if there is none, the last way stands in for it, and the entry that it leads to has
+ * another key. */
+static inline uint32_t moat_session_candidate(const struct moat_bucket *b, uint16_t tag,
+                                              uint32_t n_sessions)
+{
+    uint64_t ways = moat_session_match(b, tag) | 1u << (MOAT_BUCKET_WAYS - 1);
+    uint32_t index = __atomic_load_n(&b->index[(unsigned)__builtin_ctzll(ways)], __ATOMIC_RELAXED);
+
+    return index < n_sessions ? index : 0;
 }
 
 /* --- session_free.c --- */

@@ -15,6 +15,13 @@
 
 void moat_other_open(struct moat_ses_side side[2], unsigned dir);
 void moat_other_track(struct moat_ses_side side[2], unsigned dir);
+
+/* True: a further packet changes nothing. */
+static inline bool moat_other_straight(const struct moat_ses_side side[2], unsigned dir)
+{
+    return __atomic_load_n(&side[dir].state, __ATOMIC_RELAXED) > 1;
+}
+
 enum moat_timer moat_other_timer(const struct moat_ses_side side[2], uint8_t family, uint8_t proto);
 bool moat_other_valid(const struct moat_ses_side side[2]);
 

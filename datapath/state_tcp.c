@@ -32,9 +32,16 @@
 #define GUESSED 0x20
 #define OPENED 0x10
 #define MAX_SCALE 14
-#define MIN_SLACK 66000u     /* an unscaled window and a segment: what may be old or ahead */
+#define MIN_SLACK MOAT_TCP_SLACK
 #define NOWHERE (1u << 30)   /* seq_lo so far behind seq_hi: an end that was never heard */
 #define MAX_AHEAD (1u << 28) /* with the largest windows still less than half of the circle */
+
+_Static_assert(offsetof(struct moat_ses_side, wscale) ==
+                       offsetof(struct moat_ses_side, max_win) + 2 &&
+                   offsetof(struct moat_ses_side, state) ==
+                       offsetof(struct moat_ses_side, max_win) + 3 &&
+                   (UNLEARNT | GUESSED) == 0x60 && SCALE_SEEN == 0x80 && SCALE_MASK == 15,
+               "moat_tcp_straight() reads them as one word");
 
 #define LOAD(F) __atomic_load_n(&(F), __ATOMIC_RELAXED)
 #define STORE(F, V) __atomic_store_n(&(F), V, __ATOMIC_RELAXED)

@@ -63,6 +63,44 @@ enum moat_reason moat_tcp_open(struct moat_ses_side side[2], unsigned dir,
 enum moat_reason moat_tcp_track(struct moat_ses_side side[2], unsigned dir,
                                 const struct moat_tcp_seg *, bool lenient);
 
+/* The same for nearly all segments, with few branches: true if moat_tcp_track(), not lenient, would
+ * let it pass and has nothing to do but move the edges, which are moved.  False: nothing is known,
+ * nothing has changed.  For segments with ACK and without SYN, FIN and RST; end: sequence number
+ * behind its data.
+ *
+ * That is, both ends are established and their windows are known; it begins or goes on at the
+ * end of what was sent, ends within what the peer allows, and acknowledges no less than what was
+ * sent a small window ago.  The bounds make sure that no sum that moat_tcp_track() makes wraps. */
+#define MOAT_TCP_SLACK 66000u /* an unscaled window and a segment: what may be old or ahead */
+
+static inline __attribute__((always_inline)) bool moat_tcp_straight(struct moat_ses_side side[2],
+                                                                    const unsigned dir,
+                                                                    uint32_t end, uint32_t ack,
+                                                                    uint16_t win)
+{
+    struct moat_ses_side *src = &side[dir], *dst = &side[!dir];
+    /* max_win | wscale << 16 | state << 24 */
+    const uint32_t established = (uint32_t)MOAT_TCPS_ESTABLISHED << 24, guessed = 0x60u << 16;
+    uint32_t mine = __atomic_load_n((uint32_t *)(void *)&src->max_win, __ATOMIC_RELAXED);
+    uint32_t peers = __atomic_load_n((uint32_t *)(void *)&dst->max_win, __ATOMIC_RELAXED);
+    uint32_t scaled = (uint32_t)((int32_t)((mine & peers) << 8) >> 31);
+    uint32_t lo = __atomic_load_n(&src->seq_lo, __ATOMIC_RELAXED);
+    uint32_t hi = __atomic_load_n(&dst->seq_hi, __ATOMIC_RELAXED), edge;
+
+    if (((mine ^ established) | (peers ^ established)) & (0xffu << 24 | guessed) ||
+        end - lo >= 1u << 30 ||
+        (int32_t)(__atomic_load_n(&src->seq_hi, __ATOMIC_RELAXED) - end) < 0 ||
+        __atomic_load_n(&dst->seq_lo, __ATOMIC_RELAXED) - ack > MOAT_TCP_SLACK ||
+        win > (uint16_t)mine)
+        return false;
+    edge = ((uint32_t)win << (mine >> 16 & 15 & scaled)) + ack + !win;
+    if (end != lo)
+        __atomic_store_n(&src->seq_lo, end, __ATOMIC_RELAXED);
+    if ((int32_t)(hi - edge) < 0)
+        __atomic_store_n(&dst->seq_hi, edge, __ATOMIC_RELAXED);
+    return true;
+}
+
 /* True if this segment of direction dir starts a new connection on the tuple of a session
  * that is over: the caller forgets the old one and opens.  A SYN when
  *   - both FINs were acknowledged, or either end has reset the connection;

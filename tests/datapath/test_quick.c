@@ -20,14 +20,31 @@ static struct rig r;
 static const struct moat_view *view;
 static unsigned taken[2];
 
+/* What the pipe does with a frame: false if it takes the long way. */
+static bool take(struct moat_pkt *p, enum moat_dir dir, struct moat_key *k, uint64_t *hash)
+{
+    struct moat_quick q;
+    __m128i rest;
+
+    moat_quick_begin(&q, view, dir);
+    if (!q.any || (dir == MOAT_FROM_VM ? !moat_quick(&q, p, MOAT_FROM_VM, &rest)
+                                       : !moat_quick(&q, p, MOAT_TO_VM, &rest)))
+        return false;
+    k->tag = view->tag;
+    _mm_storeu_si128((__m128i *)(void *)&k->local, rest);
+    *hash = moat_quick_hash(&r.e->sessions->seed, rest, k->proto);
+    moat_quick_fill(p);
+    return true;
+}
+
 static void compare(const struct frame *f, uint32_t len, uint32_t total, enum moat_dir dir)
 {
     struct moat_pkt quick = {.data = f->data, .len = len, .total = total};
     struct moat_pkt slow = quick;
     struct moat_key qk, sk;
+    uint64_t hash;
 
-    if (dir == MOAT_FROM_VM ? !moat_quick(view, &quick, MOAT_FROM_VM, &qk)
-                            : !moat_quick(view, &quick, MOAT_TO_VM, &qk))
+    if (!take(&quick, dir, &qk, &hash))
         return;
     taken[dir]++;
     moat_parse(&slow);
@@ -38,8 +55,7 @@ static void compare(const struct frame *f, uint32_t len, uint32_t total, enum mo
     ck_assert(!slow.ip_multicast && !slow.n_tags && !slow.vlan && !slow.frag);
     if (dir == MOAT_FROM_VM)
         ck_assert_int_eq(moat_guard_from_vm(view, &slow), MOAT_R_NONE);
-    ck_assert_uint_eq(moat_session_key(r.e->sessions, &slow, dir, view->tag, &sk),
-                      moat_session_hash4(r.e->sessions, &qk));
+    ck_assert_uint_eq(moat_session_key(r.e->sessions, &slow, dir, view->tag, &sk), hash);
     ck_assert_mem_eq(&qk, &sk, sizeof qk);
     ck_assert_ptr_eq(quick.src, slow.src);
     ck_assert_ptr_eq(quick.dst, slow.dst);

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef MOAT_DP_LIVE_H
+#define MOAT_DP_LIVE_H 1
+
+/* The straight line of a burst.  For the pipe. */
+
+#include "pipe_private.h"
+
+/* How many of the n packets, from the front, are quick: they have keys and hashes, and names.  If
+ * all are, those of live sessions have been judged; bit k of *misses: packet k is not one. */
+unsigned moat_live(struct burst *, unsigned n, uint32_t *misses);
+
+/* Packet i, with key k, is quick: what the general way wants to know of it. */
+void moat_live_name(struct burst *, unsigned k, unsigned i);
+
+#endif /* datapath/live.h */
