@@ -386,6 +386,7 @@ void moat_open_error(struct burst *b, unsigned i)
         return;
     }
     __atomic_fetch_or(&s->marks, MOAT_SES_MARK_ERROR, __ATOMIC_RELAXED);
+    moat_session_touch(b->engine->sessions, s);
     b->pkts[i].by = MOAT_BY_RELATED;
     b->pkts[i].rule = LOAD(&moat_session_cold(b->engine->sessions, s)->rule);
     moat_pipe_pass(b, i);
@@ -465,6 +466,7 @@ static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_a
             return;
         }
         moat_pipe_account(b, s, p, b->dir);
+        moat_session_touch(b->engine->sessions, s);
     }
     p->by = MOAT_BY_FRAGMENT;
     p->rule = s ? LOAD(&moat_session_cold(b->engine->sessions, s)->rule) : 0;

@@ -190,6 +190,7 @@ void moat_pipe_track(struct burst *b, unsigned i, struct moat_session *s)
 {
     enum moat_reason reason = track_in(b, s, &b->pkts[i], b->dir);
 
+    moat_session_touch(b->engine->sessions, s);
     if (reason)
         moat_pipe_refuse(b, i, MOAT_BY_SESSION, reason);
     else
@@ -275,6 +276,17 @@ static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
         moat_open(b, (unsigned)__builtin_ctz(misses));
 }
 
+/* Somebody copies the table while it is in use: all sessions that a packet of the burst may have
+ * met. */
+static __attribute__((noinline)) void touch_all(const struct burst *b)
+{
+    const struct moat_session_table *t = b->engine->sessions;
+
+    for (unsigned k = 0; k < b->n; k++)
+        if (b->found[k] < t->n_sessions)
+            moat_session_touch(t, &t->sessions[b->found[k]]);
+}
+
 STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
 {
     uint32_t misses;
@@ -286,6 +298,8 @@ STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
     } else {
         misses = look_up_all(b);
     }
+    if (__builtin_expect(LOAD(&b->engine->sessions->watch) != NULL, 0))
+        touch_all(b);
     if (misses)
         open_all(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))

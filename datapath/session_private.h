@@ -3,13 +3,15 @@
 #define MOAT_DP_SESSION_PRIVATE_H 1
 
 /* The table's body and the first steps of a look-up, for session.c and session_free.c, and for the
- * live path of the pipe, which has them inline.  Nobody else. */
+ * live path of the pipe, which has them inline; and who changes sessions says so here.  Nobody
+ * else. */
 
 #include <stdint.h>
 
 #include "hash.h"
 #include "mapping.h"
 #include "session.h"
+#include "session_watch.h"
 
 #define MOAT_SESSION_STRIPES 1024
 
@@ -23,6 +25,7 @@ struct moat_session_table {
     uint64_t seed[4];
     struct moat_mapping_head *head; /* the free lists are there, under free_lock */
     uint8_t free_lock;
+    struct moat_session_watch *watch; /* atomic; NULL: nobody wants to know what changes */
 
     /* Control thread: removed and waiting, room for max_limbo; [0, n_old) wait for `token`. */
     uint32_t *limbo, max_limbo, n_limbo, n_old;
@@ -64,6 +67,16 @@ static inline uint64_t moat_session_hash4(const struct moat_session_table *t,
 static inline void moat_session_prefetch(const struct moat_session_table *t, uint64_t hash)
 {
     __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)]);
+}
+
+/* A session has changed. */
+static inline void moat_session_touch(const struct moat_session_table *t,
+                                      const struct moat_session *s)
+{
+    struct moat_session_watch *w = __atomic_load_n(&t->watch, __ATOMIC_ACQUIRE);
+
+    if (__builtin_expect(w != NULL, 0))
+        moat_session_watch_set(w, (uint32_t)(s - t->sessions));
 }
 
 /* --- session_free.c --- */
