@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "fragment.h"
+#include "guard.h"
 #include "pipe_private.h"
 #include "reject.h"
 
@@ -94,7 +95,7 @@ static void answer(struct burst *b, const struct moat_pkt *p)
 
     if (!b->engine->conf.inject || b->view->state == MOAT_SLOT_ENROLLING)
         return;
-    /* The switch floods what it does not know: that was for somebody else. */
+    /* Without anti-spoofing the VM gets what is for others, but does not answer it. */
     if (b->dir == MOAT_TO_VM && memcmp(p->data, b->view->mac, sizeof b->view->mac))
         return;
     len = moat_reject_build(p, frame);
@@ -123,6 +124,17 @@ static void pass_by_rule(struct burst *b, unsigned i, const struct moat_match *d
     b->pkts[i].by = MOAT_BY_RULE;
     b->pkts[i].rule = d->rule;
     moat_pipe_pass(b, i);
+}
+
+/* Packet i is for another MAC, and the rules are not asked: refused. */
+static bool for_another(struct burst *b, unsigned i)
+{
+    enum moat_reason reason =
+        b->dir == MOAT_TO_VM ? moat_guard_to_vm(b->view, &b->pkts[i]) : MOAT_R_NONE;
+
+    if (reason)
+        moat_pipe_refuse(b, i, MOAT_BY_CHECK, reason);
+    return reason;
 }
 
 /* --- new sessions --- */
@@ -298,6 +310,8 @@ void moat_open(struct burst *b, unsigned k)
             return;
         }
     }
+    if (for_another(b, i))
+        return;
     moat_pkt_flow(p, b->dir, &flow);
     reason = judge(b, i, &flow, &d);
     if (reason) {
@@ -334,6 +348,8 @@ void moat_open_stateless(struct burst *b, unsigned i)
         moat_pipe_refuse(b, i, MOAT_BY_CHECK, reason);
         return;
     }
+    if (for_another(b, i))
+        return;
     moat_pkt_flow(&b->pkts[i], b->dir, &flow);
     reason = judge(b, i, &flow, &d);
     if (reason)
@@ -489,6 +505,8 @@ void moat_open_fragment(struct burst *b, unsigned i)
         moat_pipe_pass(b, i);
         return;
     }
+    if (for_another(b, i)) /* also of a live session: its datagrams count before it is known */
+        return;
     switch (moat_fragment_in(b->engine->fragments, &ctx, p, &a)) {
     case MOAT_FRAGMENT_JUDGE:
         judge_first(b, i, &a);
