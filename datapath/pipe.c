@@ -268,13 +268,6 @@ static __attribute__((noinline)) void judge_odd(struct burst *b)
         moat_open_fragment(b, (unsigned)__builtin_ctz(m));
 }
 
-static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
-{
-    moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, misses);
-    for (; misses; misses &= misses - 1)
-        moat_open(b, (unsigned)__builtin_ctz(misses));
-}
-
 STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
 {
     uint32_t misses;
@@ -287,7 +280,7 @@ STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
         misses = look_up_all(b);
     }
     if (misses)
-        open_all(b, misses);
+        moat_open(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))
         judge_odd(b);
 }
