@@ -326,12 +326,11 @@ static struct moat_session *session_of_key(const struct burst *b, unsigned k)
 /* As moat_pkt_flow(), which the straight line does not know enough for. */
 static void flow_of_key(const struct burst *b, unsigned k, struct moat_flow *f)
 {
-    const struct moat_pkt *p = b->keyed[k];
     const struct moat_key *key = &b->keys[k];
     bool out = b->dir == MOAT_FROM_VM;
 
-    if (!p->quick) {
-        moat_pkt_flow(p, b->dir, f);
+    if (key->family != MOAT_FAM_IP4 || (key->proto != 6 && key->proto != 17)) {
+        moat_pkt_flow(b->keyed[k], b->dir, f);
         return;
     }
     memset(f, 0, sizeof *f);
@@ -371,7 +370,7 @@ struct misses {
     uint32_t rule, hits;
 };
 
-/* The table is asked again only if the first look was half of one (moat_session_candidates()). */
+/* The table is asked again only if the first look was half of one. */
 static void ask_rules(struct burst *b, uint32_t misses, struct misses *m)
 {
     unsigned n = 0;
@@ -380,8 +379,7 @@ static void ask_rules(struct burst *b, uint32_t misses, struct misses *m)
     for (; misses; misses &= misses - 1) {
         unsigned k = (unsigned)__builtin_ctz(misses);
 
-        m->session[k] =
-            !b->all_quick && b->found[k] == MOAT_NO_SESSION ? NULL : session_of_key(b, k);
+        m->session[k] = b->found[k] == MOAT_NO_SESSION ? NULL : session_of_key(b, k);
         if (m->session[k] && !moat_pipe_is_over(b, m->session[k], b->keyed[k]))
             continue;
         flow_of_key(b, k, &m->flow[n]);
@@ -428,11 +426,18 @@ static void take_turn(struct burst *b, unsigned k, struct misses *m)
 __attribute__((noinline)) void moat_open(struct burst *b, uint32_t misses)
 {
     struct misses m;
+    uint32_t ready = 0;
 
     /* Where nothing opens, nothing is made ready for it: a flood that is refused should be cheap.
      */
-    if (b->all_quick || b->thread->opens)
-        moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, misses);
+    for (uint32_t left = misses; left; left &= left - 1) {
+        unsigned k = (unsigned)__builtin_ctz(left);
+
+        if (b->thread->opens || b->found[k] != MOAT_NO_SESSION)
+            ready |= 1u << k;
+    }
+    if (ready)
+        moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, ready);
     ask_rules(b, misses, &m);
     m.opened = 0;
     m.rule = m.hits = 0;
