@@ -468,6 +468,118 @@ START_TEST(a_rebooted_client_gets_its_port_back)
 }
 END_TEST
 
+/* --- bursts --- */
+
+/* All of one burst, from A; their reasons. */
+static void out_together(const struct frame *f, unsigned n, enum moat_reason *reason)
+{
+    struct moat_pkt p[MOAT_BURST_MAX];
+    uint32_t passed;
+
+    for (unsigned i = 0; i < n; i++)
+        p[i] = (struct moat_pkt){.data = f[i].data, .len = f[i].len, .total = f[i].len};
+    passed = moat_pipe_burst(moat_thread_self(r.e), r.port[A], MOAT_FROM_VM, p, n);
+    for (unsigned i = 0; i < n; i++)
+        reason[i] = passed >> i & 1 ? MOAT_R_NONE : (enum moat_reason)p[i].reason;
+}
+
+static uint64_t hits_of_all_rules(void)
+{
+    struct moat_rule_hit hit[32];
+    uint64_t sum = 0;
+    uint32_t next;
+    int n = moat_slot_hits(r.e, rig_vnic[A], 0, 32, hit, &next);
+
+    ck_assert_int_gt(n, 0);
+    ck_assert_uint_eq(next, 0);
+    while (n--)
+        sum += hit[n].hits;
+    return sum;
+}
+
+/* The rules are asked for all of a burst at once; what they say of a tuple's second packet must
+ * count for nothing: no hit, no part of a quota, no second session. */
+START_TEST(a_burst_opens_each_tuple_once)
+{
+    bool quick = _i; /* nothing but what the straight line takes */
+    struct frame f[7];
+    enum moat_reason reason[7];
+    uint64_t hits = hits_of_all_rules();
+
+    settings.max_new = 2;
+    rig_settings(&r, A, &settings);
+    for (unsigned i = 0; i < 7; i++) {
+        unsigned tuple = i == 3 || i == 6 ? 2 : i == 5 ? 3 : 1; /* 1 1 1 2 1 3 2 */
+
+        f[i] = quick ? vm_udp(A, B, (uint16_t)(1000 + tuple), 80)
+                     : vm_tcp(A, B, (uint16_t)(1000 + tuple), 80, 100, 0, SYN, 0);
+    }
+    out_together(f, 7, reason);
+    for (unsigned i = 0; i < 7; i++)
+        ck_assert_int_eq(reason[i], i == 5 ? MOAT_R_QUOTA_NEW : MOAT_R_NONE);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CREATED), 2);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_DROP(MOAT_FROM_VM, MOAT_R_QUOTA_NEW)), 1);
+    ck_assert_uint_eq(hits_of_all_rules() - hits, 3);
+}
+END_TEST
+
+/* Each packet of a burst has its own verdict, whatever its place. */
+START_TEST(a_burst_keeps_verdicts_apart)
+{
+    struct frame f[6] = {vm_tcp(A, B, 1, 99, 1, 0, SYN, 0),
+                         vm_tcp(A, B, 1, 80, 1, 0, SYN, 0),
+                         vm_udp(A, B, 1, 99),
+                         vm_tcp(A, B, 1, 98, 1, 0, SYN, 0),
+                         vm_udp(A, B, 1, 53),
+                         vm_tcp(A, B, 2, 99, 1, 0, SYN, 0)};
+    uint64_t hits = hits_of_all_rules();
+    enum moat_reason reason[6];
+
+    out_together(f, 6, reason);
+    for (unsigned i = 0; i < 6; i++)
+        ck_assert_int_eq(reason[i], i == 1 || i == 4 ? MOAT_R_NONE : MOAT_R_RULE);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS), 3);
+    ck_assert_uint_eq(hits_of_all_rules() - hits, 6);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+}
+END_TEST
+
+/* The first packet of a tuple is cut with its session, the second one finds none and is judged
+ * anew; in a table so full that many sessions are in their second bucket. */
+START_TEST(a_burst_meets_what_those_before_ended)
+{
+    static const char nothing[] = "policy \"t\" version 1\n"
+                                  "tier main {\n"
+                                  "    allow from any to any service udp 53\n"
+                                  "    drop from any to any\n"
+                                  "}\n";
+
+    rig_destroy(&r);
+    rig_create_sized(&r, NULL, 64);
+    rig_claim(&r, A, MOAT_SLOT_ACTIVE);
+    rig_publish(&r, A, policy);
+    settings.max_sessions = 60;
+    rig_settings(&r, A, &settings);
+    for (uint16_t p = 1; p <= 60; p++)
+        ck_assert_int_eq(out(vm_udp(A, B, p, 80)), MOAT_R_NONE);
+    rig_publish(&r, A, nothing);
+    for (uint16_t p = 1; p <= 60; p++) {
+        struct frame f[2] = {vm_udp(A, B, p, 80), vm_udp(A, B, p, 80)};
+        struct frame before[2] = {vm_udp(A, B, 1, 53), vm_udp(A, B, 2, 53)};
+        enum moat_reason reason[2];
+
+        out_together(before, 2, reason); /* permitted, but there is no room */
+        ck_assert_int_eq(reason[0], MOAT_R_QUOTA);
+        ck_assert_int_eq(reason[1], MOAT_R_QUOTA);
+        out_together(f, 2, reason);
+        ck_assert_int_eq(reason[0], MOAT_R_POLICY_CHANGE);
+        ck_assert_int_eq(reason[1], MOAT_R_RULE);
+    }
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CUT), 60);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("open");
@@ -494,6 +606,9 @@ int main(void)
     tcase_add_test(tc, errors_of_cut_sessions_are_refused);
     tcase_add_test(tc, a_query_that_got_an_error_ends_sooner);
     tcase_add_test(tc, a_rebooted_client_gets_its_port_back);
+    tcase_add_loop_test(tc, a_burst_opens_each_tuple_once, 0, 2);
+    tcase_add_test(tc, a_burst_keeps_verdicts_apart);
+    tcase_add_test(tc, a_burst_meets_what_those_before_ended);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);
