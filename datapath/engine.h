@@ -97,6 +97,7 @@ struct moat_thread {
     uint32_t in_use;    /* 0: its thread has ended, another may take it over */
     uint64_t *counters; /* n_slots x MOAT_COUNTERS_STRIDE; written by this thread alone */
     uint32_t now_s;     /* engine clock of the burst */
+    bool opens;         /* the last burst that had to ask the rules opened sessions */
     struct moat_session_cache free[2]; /* without, with room for IPv6 addresses */
 };
 

@@ -269,13 +269,6 @@ static __attribute__((noinline)) void judge_odd(struct burst *b)
         moat_open_fragment(b, (unsigned)__builtin_ctz(m));
 }
 
-static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
-{
-    moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, misses);
-    for (; misses; misses &= misses - 1)
-        moat_open(b, (unsigned)__builtin_ctz(misses));
-}
-
 /* Somebody copies the table while it is in use: all sessions that a packet of the burst may have
  * met. */
 static __attribute__((noinline)) void touch_all(const struct burst *b)
@@ -301,7 +294,7 @@ STRAIGHT void filter_in(struct burst *b, unsigned n, const enum moat_dir dir)
     if (__builtin_expect(LOAD(&b->engine->sessions->watch) != NULL, 0))
         touch_all(b);
     if (misses)
-        open_all(b, misses);
+        moat_open(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))
         judge_odd(b);
 }
