@@ -18,7 +18,8 @@ struct moat_ctl_replaced;
 #define MOAT_CTL_MAX_CLIENTS 32
 #define MOAT_CTL_TURN_MS 50 /* between two moat_engine_turn() */
 
-/* How another engine takes this one's place; both as in struct moat_switch (loader/engine_abi.h). */
+/* How another engine takes this one's place; both as in struct moat_switch (loader/engine_abi.h).
+ */
 struct moat_ctl_exchange {
     int (*begin)(const char *file, char *err, size_t err_size);
     int (*end)(struct moat_ctl_replaced *, char *err, size_t err_size);
@@ -45,7 +46,8 @@ void moat_ctl_destroy(struct moat_ctl_server *);
 int moat_ctl_listen_fd(const struct moat_ctl_server *);
 
 /* Waits up to timeout_ms for something to do, never longer than until the engine's next
- * turn, and does it.  False: another engine serves now, nothing is left to do but to destroy this. */
+ * turn, and does it.  False: another engine serves now, nothing is left to do but to destroy this.
+ */
 bool moat_ctl_run_once(struct moat_ctl_server *, int timeout_ms);
 
 #endif /* datapath/ctl.h */

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "fragment.h"
 #include "handover.h"
@@ -103,6 +104,17 @@ static int init_locks(struct moat_engine *e)
     return 0;
 }
 
+/* A process that was killed while its engine was exchanged may have left half a mapping. */
+static void remove_next(const struct moat_engine *e)
+{
+    char next[MOAT_PATH_MAX + 8];
+
+    if (e->conf.mapping) {
+        moat_mapping_next_name(e->conf.mapping, next, sizeof next);
+        unlink(next);
+    }
+}
+
 /* The first time, which may take long; and the last time if it fails. */
 static struct moat_engine *prepare(struct moat_engine *e, char *err, size_t err_size)
 {
@@ -152,6 +164,8 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
         free(e);
         return NULL;
     }
+    if (!conf->before)
+        remove_next(e);
     e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
     e->sessions = moat_session_table_create(e->map);
     e->fragments = moat_fragments_create(&(struct moat_fragment_conf){

@@ -47,7 +47,8 @@ struct moat_engine_conf {
     uint64_t (*now_ms)(void); /* monotonic, survives the process; NULL: CLOCK_MONOTONIC_COARSE */
     const uint64_t *seed;     /* 4 words; NULL: random (an existing mapping keeps its own) */
     moat_inject_fn *inject;   /* NULL: nobody is told, held fragments are lost */
-    const struct moat_handover *before; /* of the engine whose place this one will take (handover.h) */
+    const struct moat_handover
+        *before;     /* of the engine whose place this one will take (handover.h) */
     bool by_records; /* even if the mapping could be shared (tests) */
 };
 
@@ -116,7 +117,7 @@ void moat_engine_destroy(struct moat_engine *);
  * too many threads: the caller refuses the burst. */
 struct moat_thread *moat_thread_self(struct moat_engine *);
 
-/* A context that no thread has: for one that will come, or (not free) for its counters alone.  NULL:
+/* A context that no thread has: for one that will come, or (not free) for its counters alone. NULL:
  * no memory. */
 struct moat_thread *moat_thread_spare(struct moat_engine *, bool free);
 

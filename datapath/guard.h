@@ -3,7 +3,8 @@
 #define MOAT_DP_GUARD_H 1
 
 /* Anti-spoofing: a VM speaks only for itself, and not as a router or DHCP server unless it
- * may; and what opens something at its slot is addressed to it.  Pure, but that learn-once lets a packet claim an address for the slot. */
+ * may; and what opens something at its slot is addressed to it.  Pure, but that learn-once lets a
+ * packet claim an address for the slot. */
 
 #include <stdbool.h>
 

@@ -8,16 +8,15 @@
  *
  *                same layout and sizes of the mapping     another
  *   slots        are in the mapping, which both have      are written to a new mapping
- *   sessions     the table changes hands, index and all   are copied while the old engine serves; then
- *                                                         what has changed since, until that is little
- *   rulesets     indexed before the gate closes           the same
- *   both: ports and vids, counters, hits, what waits for a dequeue, events that nobody has read
+ *   sessions     the table changes hands, index and all   are copied while the old engine serves;
+ * then what has changed since, until that is little rulesets     indexed before the gate closes the
+ * same both: ports and vids, counters, hits, what waits for a dequeue, events that nobody has read
  *
  * Not handed over: fragments of datagrams under way (what comes of them after is refused), traces
  * (their clients are disconnected), what a vNIC has used up of this second's allowances.
  *
- * A vNIC that is being moved (arriving, frozen, or a destination is fed) stays with the engine that it
- * knows: the exchange waits for it. */
+ * A vNIC that is being moved (arriving, frozen, or a destination is fed) stays with the engine that
+ * it knows: the exchange waits for it. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -78,14 +77,14 @@ struct moat_handover_session {
 /* What an engine offers to its successor.  `engine` is the first argument of all functions. */
 struct moat_handover {
     uint32_t version, size;
-    uint32_t conf_size, event_size; /* moat/ctl.h's structures, which both must know */
+    uint32_t conf_size, event_size;              /* moat/ctl.h's structures, which both must know */
     uint32_t slot_size, port_size, session_size; /* those above */
-    uint32_t n_counters;       /* of a slot */
-    uint32_t layout;           /* of the mapping, whose sizes are: */
+    uint32_t n_counters;                         /* of a slot */
+    uint32_t layout;                             /* of the mapping, whose sizes are: */
     uint32_t n_slots, n_sessions, n_sessions6;
-    int mapping_fd;            /* -1: private memory */
-    int listen_fd;             /* of the control socket; -1: there is none */
-    uint32_t replacements;     /* before this engine */
+    int mapping_fd;        /* -1: private memory */
+    int listen_fd;         /* of the control socket; -1: there is none */
+    uint32_t replacements; /* before this engine */
     struct moat_engine *engine;
 
     /* While it serves: with its lock held nothing but packets changes anything. */
@@ -93,14 +92,15 @@ struct moat_handover {
     void (*unlock)(struct moat_engine *);
     uint32_t (*threads)(struct moat_engine *); /* how many there are */
 
-    /* With the lock, or in the gate.  False: slot `index` is free; incarnation and serial are set. */
+    /* With the lock, or in the gate.  False: slot `index` is free; incarnation and serial are set.
+     */
     bool (*slot)(struct moat_engine *, uint32_t index, struct moat_handover_slot *);
 
     /* From its control thread, before the gate is closed: makes the rest short. */
     void (*tidy)(struct moat_engine *);
 
-    /* Copying sessions, from any one thread.  watch: from now on changes are noted.  copy: up to max
-     * of them, from *number on, *number is the next one then; returns how many, 0 at the end.
+    /* Copying sessions, from any one thread.  watch: from now on changes are noted.  copy: up to
+     * max of them, from *number on, *number is the next one then; returns how many, 0 at the end.
      * changed: the same of those that have changed and were not returned since. */
     int (*watch)(struct moat_engine *, bool on);
     uint32_t (*copy)(struct moat_engine *, uint32_t *number, struct moat_handover_session *,
@@ -114,7 +114,8 @@ struct moat_handover {
     int (*port_of_vid)(int vid); /* index of the port, -1; NULL: there are no vids */
     uint32_t (*frame)(struct moat_engine *, uint32_t port, uint8_t *out, uint32_t size);
 
-    /* The last call in the gate, if the mapping changes hands: it is the successor's from now on. */
+    /* The last call in the gate, if the mapping changes hands: it is the successor's from now on.
+     */
     void (*leave)(struct moat_engine *);
 
     /* Behind the gate: nobody uses the engine any more. */

@@ -228,8 +228,8 @@ static void succeed(const struct moat_exchanged *took)
     moat_handover_finish(engine);
     handover.replacements = engine->replacements;
     engine->gate_us = took->gate_us;
-    snprintf(ev.text, sizeof ev.text, "engine %s, number %u since the switch started",
-             MOAT_VERSION, engine->replacements + 1);
+    snprintf(ev.text, sizeof ev.text, "engine %s, number %u since the switch started", MOAT_VERSION,
+             engine->replacements + 1);
     moat_event_post(&engine->events, &ev, false);
 }
 

@@ -116,8 +116,8 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
                                        uint32_t n_sessions6, const uint64_t *seed, char *err,
                                        size_t err_size);
 
-/* Another mapping of the file that is open as fd, of an engine in this process that made or recovered
- * it with the same numbers; both hold the file's lock.  NULL with the reason in err. */
+/* Another mapping of the file that is open as fd, of an engine in this process that made or
+ * recovered it with the same numbers; both hold the file's lock.  NULL with the reason in err. */
 struct moat_mapping *moat_mapping_share(int fd, const char *path, uint32_t n_slots,
                                         uint32_t n_sessions, uint32_t n_sessions6, char *err,
                                         size_t err_size);

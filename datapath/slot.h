@@ -97,10 +97,10 @@ struct moat_port {
     struct moat_slot *slot; /* atomic; NULL: unclaimed */
     struct moat_engine *engine;
     bool connected, running, logging, replugged;
-    uint32_t index; /* in the engine's list */
-    int vid;        /* the hook's: of the running device; -1: none.  Atomic */
+    uint32_t index;              /* in the engine's list */
+    int vid;                     /* the hook's: of the running device; -1: none.  Atomic */
     struct moat_pending pending; /* the hook's */
-    void *host; /* its user's own; not handed over */
+    void *host;                  /* its user's own; not handed over */
 };
 
 /* Called by the hook before the vhost driver of this path starts.  Creates the port

@@ -2,8 +2,8 @@
 #ifndef MOAT_DP_SLOT_PRIVATE_H
 #define MOAT_DP_SLOT_PRIVATE_H 1
 
-/* Slots inside: slot.c is their life, slot_info.c what others see of them, handover.c how they go to
- * another engine.  Nobody else.  All under the engine's lock. */
+/* Slots inside: slot.c is their life, slot_info.c what others see of them, handover.c how they go
+ * to another engine.  Nobody else.  All under the engine's lock. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -28,7 +28,8 @@ static inline uint64_t now_us(const struct moat_engine *e)
 }
 
 /* slot.c: the slot of a vNIC with the lock held, or NULL with err set and the lock released. */
-struct moat_slot *moat_slot_lock(struct moat_engine *, const char *vnic, char *err, size_t err_size);
+struct moat_slot *moat_slot_lock(struct moat_engine *, const char *vnic, char *err,
+                                 size_t err_size);
 
 /* slot.c: publishes what the record says.  Somebody may still use the view before. */
 void moat_slot_publish_view(struct moat_engine *, struct moat_slot *);

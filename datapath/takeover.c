@@ -71,8 +71,8 @@ static int check(const struct moat_engine *e, const struct moat_handover *h, cha
         return -EPROTONOSUPPORT;
     }
     if (e->conf.n_slots < h->n_slots) {
-        snprintf(err, n, "it has room for %u slots, the engine that serves for %u",
-                 e->conf.n_slots, h->n_slots);
+        snprintf(err, n, "it has room for %u slots, the engine that serves for %u", e->conf.n_slots,
+                 h->n_slots);
         return -ENOSPC;
     }
     return 0;
@@ -307,9 +307,8 @@ static int take_session(struct moat_engine *e, struct moat_thread *self,
                         const struct moat_handover_session *from)
 {
     uint32_t *moved = &e->takeover->moved[from->number], index;
-    struct moat_session_whole w = {.rule = from->rule,
-                                   .created = from->created,
-                                   .generation = from->generation};
+    struct moat_session_whole w = {
+        .rule = from->rule, .created = from->created, .generation = from->generation};
     enum moat_reason reason;
     bool found;
 
@@ -500,9 +499,8 @@ void moat_handover_finish(struct moat_engine *e)
         if (!h->slot(h->engine, i, &slot) || !e->slots[i].rules)
             continue;
         hits = moat_ruleset_hits(e->slots[i].rules);
-        for (uint32_t k = 0;
-             k < slot.n_hits &&
-             k <= moat_ruleset_body(moat_ruleset_head(e->slots[i].rules))->n_rules;
+        for (uint32_t k = 0; k < slot.n_hits &&
+                             k <= moat_ruleset_body(moat_ruleset_head(e->slots[i].rules))->n_rules;
              k++)
             __atomic_fetch_add(&hits[k], slot.hits[k], __ATOMIC_RELAXED);
     }

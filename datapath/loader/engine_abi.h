@@ -17,15 +17,14 @@
  *   engine's control thread     loader                              the new engine
  *   replace_begin(file) ------> a thread of its own: opens the file,
  *   (goes on serving)           calls the entry, with `before` -----> entry: makes all it needs
- *   replace_end() ------------> ready?                              > prepare: what has changed since
- *                               closes the gate (gate.h), and stops
- *                               the calls on ports' lives ---------> take_over: the rest
- *                               opens it to the new table           packets go to it
- *   answers, leaves its thread  joins that thread ----------------> serve: its control thread
- *                               destroys the old engine, closes its file
+ *   replace_end() ------------> ready?                              > prepare: what has changed
+ * since closes the gate (gate.h), and stops the calls on ports' lives ---------> take_over: the
+ * rest opens it to the new table           packets go to it answers, leaves its thread  joins that
+ * thread ----------------> serve: its control thread destroys the old engine, closes its file
  *
  * What goes from engine to engine is their own business (`handover`, ../handover.h).  Until
- * take_over has returned 0 the old engine is in charge and whole, and an exchange can be called off.
+ * take_over has returned 0 the old engine is in charge and whole, and an exchange can be called
+ * off.
  *
  * Appending members is compatible (`size` tells); any other change needs a new number. */
 
@@ -64,10 +63,10 @@ struct moat_switch {
     const char *file;   /* that the engine is loaded from; valid during the entry's call */
     const void *before; /* `handover` of the engine that serves now; NULL: there is none */
 
-    /* For the serving engine's control thread, which must be joinable.  begin: starts to load the engine in `file` (empty:
-     * the one that the switch starts with); 0, or negative errno.  end: -EAGAIN: not yet, ask
-     * again soon, the packets have not noticed; 0: replaced, the thread must end now and touch
-     * nothing but what it owns; another negative errno: called off. */
+    /* For the serving engine's control thread, which must be joinable.  begin: starts to load the
+     * engine in `file` (empty: the one that the switch starts with); 0, or negative errno.  end:
+     * -EAGAIN: not yet, ask again soon, the packets have not noticed; 0: replaced, the thread must
+     * end now and touch nothing but what it owns; another negative errno: called off. */
     int (*replace_begin)(const char *file, char *err, size_t err_size);
     int (*replace_end)(struct moat_exchanged *, char *err, size_t err_size);
 };
@@ -97,7 +96,8 @@ struct moat_engine_ops {
     /* Exchange.  All but `handover` are called once, prepare any number of times.  All return 0 or
      * negative errno with the reason in err; -EAGAIN: it may go later. */
     const void *handover; /* for an engine that comes after */
-    int (*prepare)(char *err, size_t err_size);   /* the one before serves, its control thread waits */
+    int (*prepare)(char *err,
+                   size_t err_size); /* the one before serves, its control thread waits */
     int (*take_over)(char *err, size_t err_size); /* no packet and no port event is under way */
     void (*serve)(const struct moat_exchanged *); /* at last: its control thread may begin; NULL:
                                                    * there was no engine before */

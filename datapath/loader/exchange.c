@@ -5,9 +5,9 @@
  *                      +------> FAILED --end-----+
  *
  * LOADING belongs to a thread of its own, all else to the serving engine's control thread.  The
- * engine that was replaced is buried by another thread; the next exchange waits for that one.  Closing
- * the gate may take several tries: a packet thread was not running, a port is being stopped, a
- * vNIC is being moved.  Each costs packets no more than GATE_PATIENCE_US. */
+ * engine that was replaced is buried by another thread; the next exchange waits for that one.
+ * Closing the gate may take several tries: a packet thread was not running, a port is being
+ * stopped, a vNIC is being moved.  Each costs packets no more than GATE_PATIENCE_US. */
 
 #include "exchange.h"
 

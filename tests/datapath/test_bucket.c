@@ -102,8 +102,8 @@ static uint32_t insert(const struct moat_session_whole *s)
 {
     enum moat_reason reason = MOAT_R_NONE;
     bool found;
-    uint32_t i =
-        moat_session_insert(table, &thread, moat_session_hash(table, &s->s.key), s, &found, &reason);
+    uint32_t i = moat_session_insert(table, &thread, moat_session_hash(table, &s->s.key), s, &found,
+                                     &reason);
 
     ck_assert(!found || i != MOAT_NO_SESSION);
     ck_assert_uint_eq(i == MOAT_NO_SESSION, reason == MOAT_R_TABLE_FULL);

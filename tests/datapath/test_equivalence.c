@@ -174,7 +174,8 @@ START_TEST(two_threads)
     pthread_join(other, NULL);
     pthread_barrier_destroy(&shared.barrier);
     rig_destroy(&shared.rig);
-    stream_compare(&stream, expected, shared.got, _i ? "a thread per direction" : "a thread per pair");
+    stream_compare(&stream, expected, shared.got,
+                   _i ? "a thread per direction" : "a thread per pair");
 }
 END_TEST
 

@@ -5,6 +5,7 @@
 
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,8 +81,8 @@ struct under_way {
 
 static void begin(struct rig *r, struct under_way *x, enum way way)
 {
-    x->next = rig_successor(r, &x->offer, way == BY_RECORDS || (way == IN_TURN && x->done % 2),
-                            TABLE);
+    x->next =
+        rig_successor(r, &x->offer, way == BY_RECORDS || (way == IN_TURN && x->done % 2), TABLE);
     x->prepared = false;
 }
 
@@ -406,16 +407,20 @@ START_TEST(killed_after_it)
 {
     struct stat st;
     char next[sizeof path + 16];
+    int fd;
 
     ck_assert(send_udp(0, 1, 1000, 53));
     rig_exchange(&r, by_records(_i), 4096);
     ck_assert(send_udp(0, 1, 1001, 53));
     rig_destroy(&r);
+    moat_mapping_next_name(path, next, sizeof next);
+    fd = open(next, O_CREAT | O_WRONLY, 0600); /* or did not come to its end */
+    ck_assert_int_ge(fd, 0);
+    close(fd);
     rig_create(&r, path);
     ck_assert_uint_eq(r.e->recovered_slots, RIG_SLOTS);
     ck_assert_uint_eq(r.e->recovered_sessions, 4);
     ck_assert(send_udp(1, 0, 53, 1000));
-    moat_mapping_next_name(path, next, sizeof next);
     ck_assert_int_ne(stat(next, &st), 0);
 }
 END_TEST

@@ -41,9 +41,9 @@ void rig_create(struct rig *, const char *mapping);
 void rig_create_sized(struct rig *, const char *mapping, uint32_t n_sessions);
 void rig_destroy(struct rig *);
 
-/* Another engine over the same mapping (or, by records, over another of n_sessions) takes this one's
- * place; this one is destroyed.  rig_successor() alone: it is prepared, with `offer` of the one that
- * serves. */
+/* Another engine over the same mapping (or, by records, over another of n_sessions) takes this
+ * one's place; this one is destroyed.  rig_successor() alone: it is prepared, with `offer` of the
+ * one that serves. */
 void rig_exchange(struct rig *, bool by_records, uint32_t n_sessions);
 struct moat_engine *rig_successor(struct rig *, struct moat_handover *offer, bool by_records,
                                   uint32_t n_sessions);

@@ -10,7 +10,7 @@
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 times=${REPLACEMENTS:-$([ "${MOAT_SOAK:-0}" = 1 ] && echo 500 || echo 50)}
-rate=500 # forbidden and permitted probes a second, of each stream
+rate=200 # forbidden and permitted probes a second, of each stream
 syns=300 # new connections a second
 idle=6
 same=$MOAT_BUILD/datapath/libmoat-engine.so
@@ -36,6 +36,12 @@ arrived() { # UDP and ICMP probes that policy forbids
         n=$((n + $(guest_field $end count udp-count 7000) + $(guest_field $end count icmp-count)))
     done
     echo $n
+}
+
+# What the switch could not deliver because the guest did not empty its ring; known every 5 s.
+undelivered() { host_vsctl A get Interface "vhu-$1" statistics:ovs_tx_failure_drops; }
+got_all() { # GUEST NUMBER
+    [ $(($(guest_field "$1" count udp-count 7001) + $(undelivered "$1") - ${undelivered_before[$1]})) -ge "$2" ]
 }
 
 engine() { ctl A --format json engine show | jq -r ".$1"; }
@@ -107,6 +113,8 @@ guest_cmd db tcp-listen 5002 server-speaks:20
 guest_cmd web tcp-connect busy 10.0.0.3 5001 busy:20 >/dev/null
 guest_cmd web tcp-connect speaks 10.0.0.3 5002 server-speaks >/dev/null
 for ((i = 0; i < idle; i++)); do guest_cmd web tcp-connect "idle$i" 10.0.0.3 5004 idle >/dev/null; done
+declare -A undelivered_before
+for end in web db; do undelivered_before[$end]=$(undelivered $end); done
 for pair in "web 10.0.0.3" "db 10.0.0.1"; do
     guest_cmd "${pair% *}" udp-probe-start no "${pair#* }" 7000 $rate
     guest_cmd "${pair% *}" udp-probe-start yes "${pair#* }" 7001 $rate
@@ -164,7 +172,7 @@ for end in web db; do
     peer=$([ $end = web ] && echo db || echo web)
     sent=$(guest_field $end sent probe-stop yes)
     check_least "permitted probes that $end has sent" "$sent" $((rate * 5))
-    check_soon 5 "and $peer has got all $sent" is "$sent" guest_field "$peer" count udp-count 7001
+    check_soon 10 "and $peer has got all $sent, but for what its full ring had no place for" got_all "$peer" "$sent"
 done
 check "the same sessions" same_sessions
 for id in busy speaks; do

@@ -3,7 +3,8 @@
 /* An engine that says what it is told.  FAKE_ENGINE=old: of another interface; broken:
  * cannot start.  FAKE_REPLACE=FILE: when it serves, it has itself replaced by that file, and writes
  * a byte to descriptor FAKE_DONE_FD when that has happened, or not.  The engine that comes after is
- * what FAKE_NEXT says: old, broken, reluctant (it takes over at the third try), stubborn (never). */
+ * what FAKE_NEXT says: old, broken, reluctant (it takes over at the third try), stubborn (never).
+ */
 
 #include "datapath/loader/engine_abi.h"
 

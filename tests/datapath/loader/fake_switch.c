@@ -5,7 +5,8 @@
  *
  *   ovs-vswitchd-fake full|some|stubborn    callbacks: all, those of OVS, refuses devices
  *   ovs-vswitchd-fake exchange N            waits until its engine has said N times (fake_engine.c)
- *                                           that it was exchanged, or not, and moves a burst again */
+ *                                           that it was exchanged, or not, and moves a burst again
+ */
 
 #include <stdio.h>
 #include <stdlib.h>

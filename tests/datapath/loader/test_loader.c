@@ -129,12 +129,14 @@ END_TEST
 /* --- the engine is exchanged --- */
 
 #define EXCHANGE RUN "FAKE_REPLACE=" ENGINE " "
-#define STAYS "engine dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                              \
-              "engine enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                              \
-              "engine port /b\nvhost register /b\n= 0\n"
-#define NEXT "next dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                                 \
-             "next enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                                 \
-             "next port /b\nvhost register /b\n= 0\n"
+#define STAYS                                                                                      \
+    "engine dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                                          \
+    "engine enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                                          \
+    "engine port /b\nvhost register /b\n= 0\n"
+#define NEXT                                                                                       \
+    "next dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                                            \
+    "next enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                                            \
+    "next port /b\nvhost register /b\n= 0\n"
 
 /* What the engines say comes from two threads; only the switch's own lines have a fixed place. */
 static void expect_exchange(const char *command, const char *const *said, const char *end)
@@ -144,15 +146,15 @@ static void expect_exchange(const char *command, const char *const *said, const 
     ck_assert_int_eq(run(command, out, sizeof out), 0);
     for (; *said; said++)
         ck_assert_msg(strstr(out, *said) != NULL, "%s: not in\n%s", *said, out);
-    ck_assert_msg(strlen(out) >= strlen(end) && !strcmp(out + strlen(out) - strlen(end), end),
-                  "%s", out);
+    ck_assert_msg(strlen(out) >= strlen(end) && !strcmp(out + strlen(out) - strlen(end), end), "%s",
+                  out);
 }
 
 START_TEST(another_engine_takes_over)
 {
     static const char *const said[] = {"next takes over\nnext serves\n",
-                                       "replaced by version next at try 1\n",
-                                       "engine destroyed\n", NULL};
+                                       "replaced by version next at try 1\n", "engine destroyed\n",
+                                       NULL};
     static const char *const later[] = {"replaced by version next at try 3\n", NULL};
 
     expect_exchange(EXCHANGE SWITCH " exchange 2 2>/dev/null", said, NEXT);
