@@ -21,7 +21,10 @@
 /* A packet on its way through a burst. */
 struct query {
     __m128i x; /* the packet as a point, and its complement: struct forest_box */
-    uint16_t key[N_DIMS];
+    union {
+        uint64_t point;
+        uint16_t at[N_DIMS]; /* the same */
+    };
     const struct rule_list *list; /* NULL: no such direction or family */
     uint32_t best;                /* the first rule that matches, so far; UINT32_MAX: none */
 };
@@ -106,9 +109,10 @@ static inline uint32_t count_block(const int32_t *block, __m128i a)
     return (uint32_t)__builtin_ctz(above | 1u << BLOCK); /* starts rise: they are the last ones */
 }
 
+/* An address on its way to its class. */
 struct class_query {
-    uint32_t addr, block;
-    uint16_t *out;
+    uint32_t addr; /* with the top bit turned */
+    uint32_t at;   /* block, then place, then class */
 };
 
 static void classes_v4(const struct moat_ruleset *rs, struct class_query *q, unsigned n)
@@ -117,23 +121,22 @@ static void classes_v4(const struct moat_ruleset *rs, struct class_query *q, uns
 
     for (uint32_t l = t->n_levels - 1; l > 0; l--)
         for (unsigned i = 0; i < n; i++) {
-            __m128i a = _mm_set1_epi32((int32_t)(q[i].addr ^ 0x80000000u));
+            __m128i a = _mm_set1_epi32((int32_t)q[i].addr);
             uint32_t b =
-                q[i].block * (BLOCK + 1) + count_block(t->level[l] + (size_t)q[i].block * BLOCK, a);
+                q[i].at * (BLOCK + 1) + count_block(t->level[l] + (size_t)q[i].at * BLOCK, a);
 
-            q[i].block = b < t->blocks[l - 1] ? b : t->blocks[l - 1] - 1;
-            __builtin_prefetch(t->level[l - 1] + (size_t)q[i].block * BLOCK);
+            q[i].at = b < t->blocks[l - 1] ? b : t->blocks[l - 1] - 1;
+            __builtin_prefetch(t->level[l - 1] + (size_t)q[i].at * BLOCK);
         }
     for (unsigned i = 0; i < n; i++) {
-        __m128i a = _mm_set1_epi32((int32_t)(q[i].addr ^ 0x80000000u));
-        uint32_t k =
-            q[i].block * BLOCK + count_block(t->level[0] + (size_t)q[i].block * BLOCK, a) - 1;
+        __m128i a = _mm_set1_epi32((int32_t)q[i].addr);
+        uint32_t k = q[i].at * BLOCK + count_block(t->level[0] + (size_t)q[i].at * BLOCK, a) - 1;
 
-        q[i].block = k < t->n ? k : t->n - 1;
-        __builtin_prefetch(&rs->v4_class[q[i].block]);
+        q[i].at = k < t->n ? k : t->n - 1;
+        __builtin_prefetch(&rs->v4_class[q[i].at]);
     }
     for (unsigned i = 0; i < n; i++)
-        *q[i].out = rs->v4_class[q[i].block];
+        q[i].at = rs->v4_class[q[i].at];
 }
 
 /* The searches step by a conditional move: which half holds an address is a coin toss. */
@@ -162,12 +165,6 @@ static uint32_t class_of_v6(const struct moat_ruleset *rs, const uint8_t *addr)
         n -= half;
     }
     return rs->v6_class[base];
-}
-
-static uint16_t class_of(const struct moat_ruleset *rs, const struct moat_flow *f,
-                         const uint8_t *addr)
-{
-    return (uint16_t)(f->family == MOAT_FAM_IP6 ? class_of_v6(rs, addr) : class_of_v4(rs, addr));
 }
 
 static inline bool in_set(const struct moat_ruleset *rs, uint32_t set, uint32_t class)
@@ -205,17 +202,10 @@ static const struct rule_list *list_of(const struct moat_ruleset *rs, const stru
     }
 }
 
-static void decide(struct moat_match *d, uint8_t verdict, uint8_t flags, uint32_t index,
-                   uint32_t rule)
+static inline bool matches_query(const struct moat_ruleset *rs, uint32_t rule,
+                                 const struct query *q, const struct moat_flow *f)
 {
-    d->verdict = verdict;
-    d->loose = !!(flags & MOAT_RULE_F_LOOSE);
-    d->index = index;
-    d->rule = rule;
-    if (flags & MOAT_RULE_F_LOG && !d->logged) {
-        d->logged = 1;
-        d->log_rule = rule;
-    }
+    return matches(rs, &rs->rules[rule], f, q->at[DIM_PEER], q->at[DIM_LOCAL]);
 }
 
 /* --- Short lists --- */
@@ -225,14 +215,15 @@ static uint32_t find_by_bits(const struct moat_ruleset *rs, const struct query *
                              const struct moat_flow *f, uint32_t from)
 {
     const struct rule_list *l = q->list;
-    uint32_t peer = q->key[DIM_PEER], pos;
     struct walk w = {.words = l->words};
+    uint32_t pos;
 
     w.ports = l->port_bits + (size_t)port_bucket(l->port_start, l->n_ports, f->dport) * l->words;
-    w.peers = l->peer_bits + (l->n_peers > 1 ? (size_t)(peer % MAX_BUCKETS) * l->words : 0);
+    w.peers =
+        l->peer_bits + (l->n_peers > 1 ? (size_t)(q->at[DIM_PEER] % MAX_BUCKETS) * l->words : 0);
     seek(&w, from ? position_of(l, from) : 0);
     while ((pos = next(&w)) != UINT32_MAX)
-        if (matches(rs, &rs->rules[l->rules[pos]], f, peer, q->key[DIM_LOCAL]))
+        if (matches_query(rs, l->rules[pos], q, f))
             return l->rules[pos];
     return UINT32_MAX;
 }
@@ -240,26 +231,32 @@ static uint32_t find_by_bits(const struct moat_ruleset *rs, const struct query *
 /* --- Trees --- */
 
 static inline const struct forest_slot *branch(const struct moat_ruleset *rs,
-                                               const struct forest_slot *s, const uint16_t *key)
+                                               const struct forest_slot *s, uint64_t point)
 {
-    uint32_t v = key[s->dim], i = (v > s->base ? v - s->base : 0u) >> s->shift;
+    uint32_t v = (uint16_t)(point >> s->dim), i = (v > s->base ? v - s->base : 0u) >> s->shift;
 
     return &rs->forest.slots[s->at + (i < s->last ? i : s->last)];
 }
 
-/* Bit i: box i of four holds the packet. */
+/* Bit i: box i of four holds the packet.  What sticks out anywhere keeps a box's part from being
+ * zero, however narrow the words are packed. */
 static inline uint32_t compare_four(const struct forest_box *boxes, __m128i x)
 {
-    const __m128i *p = (const __m128i *)boxes, zero = _mm_setzero_si128();
-    __m128i a = _mm_cmpeq_epi16(_mm_subs_epu16(p[0], x), zero);
-    __m128i b = _mm_cmpeq_epi16(_mm_subs_epu16(p[1], x), zero);
-    __m128i c = _mm_cmpeq_epi16(_mm_subs_epu16(p[2], x), zero);
-    __m128i d = _mm_cmpeq_epi16(_mm_subs_epu16(p[3], x), zero);
-    uint32_t ab = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(a, b));
-    uint32_t cd = (uint32_t)_mm_movemask_epi8(_mm_packs_epi16(c, d));
+    const __m128i *p = (const __m128i *)boxes;
+    __m128i ab = _mm_packs_epi16(_mm_subs_epu16(p[0], x), _mm_subs_epu16(p[1], x));
+    __m128i cd = _mm_packs_epi16(_mm_subs_epu16(p[2], x), _mm_subs_epu16(p[3], x));
+    __m128i in = _mm_cmpeq_epi32(_mm_packs_epi16(ab, cd), _mm_setzero_si128());
 
-    return ((ab & 0xff) == 0xff) | (ab >> 8 == 0xff) << 1 | ((cd & 0xff) == 0xff) << 2 |
-           (cd >> 8 == 0xff) << 3;
+    return (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(in));
+}
+
+/* Bit i: box k + i of a leaf holds the packet, of eight at most. */
+static inline uint32_t compare_eight(const struct forest_box *boxes, const struct forest_slot *s,
+                                     uint32_t k, __m128i x)
+{
+    uint32_t hit = compare_four(boxes + k, x) | compare_four(boxes + k + 4, x) << 4;
+
+    return hit & 0xffu >> (s->n - k < 8 ? 8 - (s->n - k) : 0); /* what lies behind is no box */
 }
 
 /* The first rule of a leaf from `from` on, if it is below `best`; else `best`. */
@@ -267,26 +264,38 @@ static uint32_t scan_leaf(const struct moat_ruleset *rs, const struct forest_slo
                           const struct query *q, const struct moat_flow *f, uint32_t from,
                           uint32_t best)
 {
-    const struct forest_box *boxes = &rs->forest.leaves[s->at];
+    const struct forest_box *boxes = forest_boxes(&rs->forest, s);
     const uint32_t *ids = (const uint32_t *)(boxes + s->n);
 
-    for (uint32_t k = 0; k < s->n; k += 4) {
-        uint32_t hit = compare_four(boxes + k, q->x);
+    for (uint32_t k = 0; k < s->n; k += 8) {
+        uint32_t hit = compare_eight(boxes, s, k, q->x);
 
-        if (s->n - k < 4)
-            hit &= (1u << (s->n - k)) - 1;
         for (; hit; hit &= hit - 1) {
             uint32_t id = ids[k + (uint32_t)__builtin_ctz(hit)], rule = id & ~FOREST_VERIFY;
 
             if (rule >= best)
                 return best;
-            if (rule >= from &&
-                (!(id & FOREST_VERIFY) ||
-                 matches(rs, &rs->rules[rule], f, q->key[DIM_PEER], q->key[DIM_LOCAL])))
+            if (rule >= from && (!(id & FOREST_VERIFY) || matches_query(rs, rule, q, f)))
                 return rule;
         }
     }
     return best;
+}
+
+/* The same from 0 on, for most leaves without a branch that is a coin toss: whether a packet is in
+ * one of the first eight boxes. */
+static inline uint32_t meet_leaf(const struct moat_ruleset *rs, const struct forest_slot *s,
+                                 const struct query *q, const struct moat_flow *f)
+{
+    const struct forest_box *boxes = forest_boxes(&rs->forest, s);
+    const uint32_t *ids = (const uint32_t *)(boxes + s->n);
+    uint32_t hit = compare_eight(boxes, s, 0, q->x);
+    uint32_t id = ids[__builtin_ctz(hit | 0x100)], any = hit ? UINT32_MAX : 0;
+
+    if (__builtin_expect((id & any & FOREST_VERIFY) || (!any && s->n > 8), 0))
+        return scan_leaf(rs, s, q, f, 0, q->best);
+    id |= ~any;
+    return id < q->best ? id : q->best;
 }
 
 static uint32_t find_by_trees(const struct moat_ruleset *rs, const struct query *q,
@@ -297,8 +306,8 @@ static uint32_t find_by_trees(const struct moat_ruleset *rs, const struct query 
     for (uint32_t t = 0; t < q->list->trees.n_trees; t++) {
         const struct forest_slot *s = &q->list->trees.roots[t];
 
-        while (s->dim != FOREST_LEAF && s->first < best)
-            s = branch(rs, s, q->key);
+        while (!forest_is_leaf(s) && s->first < best)
+            s = branch(rs, s, q->point);
         if (s->first < best)
             best = scan_leaf(rs, s, q, f, from, best);
     }
@@ -311,85 +320,117 @@ struct cursor {
     struct query *q;
 };
 
+/* All together, step by step: a leaf leads to itself, so nobody is asked whether he is there. */
 static void walk_trees(const struct moat_ruleset *rs, struct query *q, const struct moat_flow *f,
                        unsigned n)
 {
-    struct cursor at[MAX_BURST * FOREST_TREES], leaf[MAX_BURST * FOREST_TREES];
-    unsigned n_at = 0, n_leaf = 0;
+    struct cursor at[MAX_BURST * FOREST_TREES];
+    unsigned n_at = 0, depth = 0;
+    bool deeper = true;
 
-    for (unsigned i = 0; i < n; i++)
-        for (uint32_t t = 0; q[i].list && t < q[i].list->trees.n_trees; t++)
+    for (unsigned i = 0; i < n; i++) {
+        if (!q[i].list)
+            continue;
+        for (uint32_t t = 0; t < q[i].list->trees.n_trees; t++)
             at[n_at++] = (struct cursor){&q[i].list->trees.roots[t], &q[i]};
-    while (n_at) {
-        unsigned left = 0;
-
-        for (unsigned i = 0; i < n_at; i++) {
-            struct cursor c = at[i];
-
-            if (c.slot->dim != FOREST_LEAF) {
-                c.slot = branch(rs, c.slot, c.q->key);
-                __builtin_prefetch(c.slot);
-                at[left++] = c;
-            } else if (c.slot->n) {
-                const char *p = (const char *)&rs->forest.leaves[c.slot->at];
-
-                for (uint32_t k = 0; k < c.slot->n * 20u && k < 256; k += 64)
-                    __builtin_prefetch(p + k);
-                leaf[n_leaf++] = c;
-            }
-        }
-        n_at = left;
+        if (q[i].list->trees.depth > depth)
+            depth = q[i].list->trees.depth;
     }
-    for (unsigned i = 0; i < n_leaf; i++) {
-        const struct forest_slot *s = leaf[i].slot;
-        struct query *to = leaf[i].q;
+    for (; depth && deeper; depth--) {
+        deeper = false;
+        for (unsigned i = 0; i < n_at; i++) {
+            deeper |= !forest_is_leaf(at[i].slot);
+            at[i].slot = branch(rs, at[i].slot, at[i].q->point);
+            __builtin_prefetch(at[i].slot);
+        }
+    }
+    for (unsigned i = 0; i < n_at; i++) {
+        const char *p = (const char *)forest_boxes(&rs->forest, at[i].slot);
 
-        if (s->first < to->best)
-            to->best = scan_leaf(rs, s, to, &f[to - q], 0, to->best);
+        __builtin_prefetch(p);
+        __builtin_prefetch(p + 64);
+        __builtin_prefetch(p + 128);
+        __builtin_prefetch(p + 192);
+    }
+    for (unsigned i = 0; i < n_at; i++) {
+        const struct forest_slot *s = at[i].slot;
+        struct query *to = at[i].q;
+
+        if (s->first <= to->best) /* an empty one is no worse than a question */
+            to->best = meet_leaf(rs, s, to, &f[to - q]);
     }
 }
 
 /* --- A burst --- */
 
+/* The addresses of a burst that have to be looked up.  The first one is no address, its class is
+ * 0: for packets whose rules do not ask. */
+struct addresses {
+    struct class_query q[1 + 2 * MAX_BURST];
+    unsigned n;
+    unsigned local; /* the last packet's own one, which most share */
+};
+
+static inline unsigned ask(struct addresses *a, uint32_t addr)
+{
+    a->q[a->n] = (struct class_query){addr, 0};
+    return a->n++;
+}
+
+static inline unsigned ask_local(struct addresses *a, uint32_t addr)
+{
+    if (!a->local || a->q[a->local].addr != addr)
+        a->local = ask(a, addr);
+    return a->local;
+}
+
+static inline uint32_t turned(const uint8_t *addr)
+{
+    return load_be32(addr) ^ 0x80000000u;
+}
+
+/* Where a packet stands among the boxes; needs the ranks. */
+static inline void stand(const struct moat_ruleset *rs, struct query *q, const struct moat_flow *f,
+                         uint32_t peer, uint32_t local)
+{
+    q->point = peer | local << 16 | (uint64_t)rs->rank[f->dport] << 32 | (uint64_t)f->sport << 48;
+    q->x = _mm_set_epi64x((int64_t)~q->point, (int64_t)q->point);
+}
+
 static void start(const struct moat_ruleset *rs, struct query *q, const struct moat_flow *f,
                   unsigned n)
 {
-    struct class_query v4[2 * MAX_BURST];
-    unsigned n_v4 = 0;
+    struct addresses a;                        /* not all of it is needed */
+    uint8_t peer[MAX_BURST], local[MAX_BURST]; /* which of them */
 
+    a.n = 1;
+    a.local = 0;
+    a.q[0].at = 0;
     for (unsigned i = 0; i < n; i++) {
         const struct rule_list *l = list_of(rs, &f[i]);
 
         q[i].list = l;
         q[i].best = UINT32_MAX;
-        q[i].key[DIM_PEER] = q[i].key[DIM_LOCAL] = 0;
+        peer[i] = local[i] = 0;
         if (!l)
             continue;
-        if (l->trees.n_trees)
-            __builtin_prefetch(&rs->rank[f[i].dport]);
-        if (f[i].family == MOAT_FAM_IP6) {
-            if (l->n_peers > 1)
-                q[i].key[DIM_PEER] = (uint16_t)class_of_v6(rs, f[i].remote);
-            if (l->locals)
-                q[i].key[DIM_LOCAL] = (uint16_t)class_of_v6(rs, f[i].local);
+        __builtin_prefetch(&rs->rank[f[i].dport]);
+        if (f[i].family == MOAT_FAM_IP6)
             continue;
-        }
         if (l->n_peers > 1)
-            v4[n_v4++] = (struct class_query){load_be32(f[i].remote), 0, &q[i].key[DIM_PEER]};
+            peer[i] = (uint8_t)ask(&a, turned(f[i].remote));
         if (l->locals)
-            v4[n_v4++] = (struct class_query){load_be32(f[i].local), 0, &q[i].key[DIM_LOCAL]};
+            local[i] = (uint8_t)ask_local(&a, turned(f[i].local));
     }
-    classes_v4(rs, v4, n_v4);
+    classes_v4(rs, a.q + 1, a.n - 1);
     for (unsigned i = 0; i < n; i++) {
-        uint16_t *k = q[i].key;
-        int64_t point;
+        uint32_t p = a.q[peer[i]].at, l = a.q[local[i]].at;
 
-        if (!q[i].list || !q[i].list->trees.n_trees)
-            continue;
-        k[DIM_DPORT] = rs->rank[f[i].dport];
-        k[DIM_SPORT] = f[i].sport;
-        memcpy(&point, k, sizeof point);
-        q[i].x = _mm_set_epi64x(~point, point);
+        if (f[i].family == MOAT_FAM_IP6 && q[i].list) {
+            p = q[i].list->n_peers > 1 ? class_of_v6(rs, f[i].remote) : 0;
+            l = q[i].list->locals ? class_of_v6(rs, f[i].local) : 0;
+        }
+        stand(rs, &q[i], &f[i], p, l);
     }
 }
 
@@ -399,31 +440,41 @@ static uint32_t find(const struct moat_ruleset *rs, const struct query *q,
     return q->list->trees.n_trees ? find_by_trees(rs, q, f, from) : find_by_bits(rs, q, f, from);
 }
 
+/* UINT32_MAX: the default. */
+static inline const struct moat_rule *rule_at(const struct moat_ruleset *rs, uint32_t i)
+{
+    return i == UINT32_MAX ? &rs->fallback : &rs->rules[i];
+}
+
 /* From the first rule that matches to the one that decides. */
 static void finish(const struct moat_ruleset *rs, const struct query *q, const struct moat_flow *f,
                    struct moat_match *d)
 {
-    uint32_t i = q->best;
+    uint32_t i = q->best, n_rules = rs->body->n_rules;
+    const struct moat_rule *r = rule_at(rs, i);
 
-    *d = (struct moat_match){.verdict = MOAT_DROP, .index = rs->body->n_rules};
-    if (!q->list)
-        return; /* not even the default is meant for it */
-    while (i != UINT32_MAX) {
-        const struct moat_rule *r = &rs->rules[i];
-
-        if (r->action == MOAT_NEXT_TIER) {
-            i = find(rs, q, f, r->skip_to);
-        } else if (r->action == MOAT_LOG) {
-            if (!d->logged)
-                d->log_rule = r->id;
-            d->logged = 1;
-            i = find(rs, q, f, i + 1);
-        } else {
-            decide(d, r->action, r->flags, i, r->id);
-            return;
-        }
+    if (!q->list) { /* not even the default is meant for it */
+        *d = (struct moat_match){.verdict = MOAT_DROP, .index = n_rules};
+        return;
     }
-    decide(d, rs->body->default_action, rs->body->default_flags, rs->body->n_rules, 0);
+    d->logged = d->pad = 0;
+    d->log_rule = 0;
+    while (__builtin_expect(r->action == MOAT_NEXT_TIER || r->action == MOAT_LOG, 0)) {
+        if (r->action == MOAT_LOG && !d->logged) {
+            d->logged = 1;
+            d->log_rule = r->id;
+        }
+        i = find(rs, q, f, r->action == MOAT_LOG ? i + 1 : r->skip_to);
+        r = rule_at(rs, i);
+    }
+    d->verdict = r->action;
+    d->loose = !!(r->flags & MOAT_RULE_F_LOOSE);
+    d->index = i < n_rules ? i : n_rules;
+    d->rule = r->id;
+    if (r->flags & MOAT_RULE_F_LOG && !d->logged) {
+        d->logged = 1;
+        d->log_rule = r->id;
+    }
 }
 
 static void judge(const struct moat_ruleset *rs, const struct moat_flow *f, unsigned n,
@@ -436,28 +487,38 @@ static void judge(const struct moat_ruleset *rs, const struct moat_flow *f, unsi
     for (unsigned i = 0; i < n; i++) {
         if (q[i].list && !q[i].list->trees.n_trees)
             q[i].best = find_by_bits(rs, &q[i], &f[i], 0);
-        if (q[i].best != UINT32_MAX) {
-            __builtin_prefetch(&rs->rules[q[i].best]);
-            __builtin_prefetch((const char *)(&rs->rules[q[i].best] + 1) - 1);
-        }
+        __builtin_prefetch(rule_at(rs, q[i].best));
     }
     for (unsigned i = 0; i < n; i++)
         finish(rs, &q[i], &f[i], &out[i]);
 }
 
-/* Without trees the packets of a burst have nothing to wait for together: the processor overlaps
- * their short walks by itself. */
+static uint32_t class_of(const struct moat_ruleset *rs, const struct moat_flow *f,
+                         const uint8_t *addr)
+{
+    return f->family == MOAT_FAM_IP6 ? class_of_v6(rs, addr) : class_of_v4(rs, addr);
+}
+
+/* One that has nobody to share the passes with; and where no list has trees, there is nothing to
+ * wait for together: the processor overlaps their short walks by itself. */
 static void judge_alone(const struct moat_ruleset *rs, const struct moat_flow *f,
                         struct moat_match *out)
 {
-    struct query q = {.list = list_of(rs, f), .best = UINT32_MAX};
+    struct query q;
 
+    q.list = list_of(rs, f);
+    q.best = UINT32_MAX;
     if (q.list) {
-        if (q.list->n_peers > 1)
-            q.key[DIM_PEER] = class_of(rs, f, f->remote);
-        if (q.list->locals)
-            q.key[DIM_LOCAL] = class_of(rs, f, f->local);
-        q.best = find_by_bits(rs, &q, f, 0);
+        uint32_t peer = q.list->n_peers > 1 ? class_of(rs, f, f->remote) : 0;
+        uint32_t local = q.list->locals ? class_of(rs, f, f->local) : 0;
+
+        if (q.list->trees.n_trees) {
+            stand(rs, &q, f, peer, local);
+        } else {
+            q.at[DIM_PEER] = (uint16_t)peer;
+            q.at[DIM_LOCAL] = (uint16_t)local;
+        }
+        q.best = find(rs, &q, f, 0);
     }
     finish(rs, &q, f, out);
 }
@@ -465,7 +526,7 @@ static void judge_alone(const struct moat_ruleset *rs, const struct moat_flow *f
 void moat_classify(const struct moat_ruleset *rs, const struct moat_flow *flows, unsigned n,
                    struct moat_match *out)
 {
-    if (!rs->rank) {
+    if (!rs->rank || n == 1) {
         for (unsigned i = 0; i < n; i++)
             judge_alone(rs, &flows[i], &out[i]);
         return;

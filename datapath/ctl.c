@@ -32,6 +32,8 @@
 #define EVENTS_PER_ROUND 1024
 #define ACCEPT_PAUSE_MS 1000 /* when the process is out of descriptors */
 #define TRACE_MS 5           /* a round at least so often while somebody traces */
+#define EXCHANGE_MS 2        /* and while another engine is to take over */
+#define KEEP_EVENTS_MS 1000  /* when it has */
 
 static uint64_t monotonic_ms(void)
 {
@@ -58,7 +60,7 @@ static int admit(struct ctl_request *r)
                           MOAT_CTL_MAX, CTL_MAX_FDS);
     if (!r->body)
         return ctl_refuse(r, -EBADMSG, "a message of %zu bytes is too short for a head", r->len);
-    if (r->head.version != MOAT_CTL_VERSION)
+    if (r->head.version != MOAT_CTL_VERSION && type != MOAT_CTL_REPLACE)
         return ctl_refuse(r, -EPROTONOSUPPORT, "this engine speaks version %u, not %u",
                           MOAT_CTL_VERSION, r->head.version);
     if (type >= CTL_N_TYPES || !ctl_handlers[type].fn)
@@ -73,7 +75,7 @@ static int admit(struct ctl_request *r)
     if (r->n_fds != ctl_handlers[type].n_fds)
         return ctl_refuse(r, -EBADF, "%u descriptors came along, expected %u", r->n_fds,
                           ctl_handlers[type].n_fds);
-    if (type != MOAT_CTL_HELLO && !r->client->greeted)
+    if (type != MOAT_CTL_HELLO && type != MOAT_CTL_REPLACE && !r->client->greeted)
         return ctl_refuse(r, -EPROTO, "HELLO comes first");
     return 0;
 }
@@ -188,6 +190,8 @@ static void serve(struct moat_ctl_server *c, struct ctl_request *r)
 
     if (!rc)
         rc = ctl_handlers[r->head.type].fn(c, r);
+    if (!rc && r->later)
+        return;
     if (rc) {
         report(c, r->head.type, rc, r->why);
         r->reply_len = strlen(r->why);
@@ -197,7 +201,8 @@ static void serve(struct moat_ctl_server *c, struct ctl_request *r)
         r->reply_fd = -1;
     }
     *head = (struct moat_ctl_head){.type = r->head.type | MOAT_CTL_REPLY,
-                                   .version = MOAT_CTL_VERSION,
+                                   .version = r->head.type == MOAT_CTL_REPLACE ? r->head.version
+                                                                               : MOAT_CTL_VERSION,
                                    .xid = r->head.xid,
                                    .len = (uint32_t)r->reply_len,
                                    .status = rc};
@@ -306,6 +311,15 @@ static void accept_client(struct moat_ctl_server *c, uint64_t now)
 
 /* --- events go --- */
 
+/* All clients have lost their connection to the engine before this one: they will be back. */
+static bool waits_for_subscribers(struct moat_ctl_server *c)
+{
+    for (unsigned i = 0; i < MOAT_CTL_MAX_CLIENTS; i++)
+        if (c->clients[i].fd >= 0 && c->clients[i].subscribed)
+            c->keep_until = 0;
+    return monotonic_ms() < c->keep_until;
+}
+
 static void broadcast(struct moat_ctl_server *c)
 {
     struct {
@@ -313,6 +327,8 @@ static void broadcast(struct moat_ctl_server *c)
         struct moat_event event;
     } m = {.head = {.type = MOAT_CTL_EVENT, .version = MOAT_CTL_VERSION, .len = sizeof m.event}};
 
+    if (c->keep_until && waits_for_subscribers(c))
+        return;
     for (unsigned n = 0; n < EVENTS_PER_ROUND && moat_event_take(&c->engine->events, &m.event);
          n++) {
         for (unsigned i = 0; i < MOAT_CTL_MAX_CLIENTS; i++) {
@@ -338,6 +354,43 @@ static void send_traced(struct moat_ctl_server *c)
     }
 }
 
+/* --- another engine --- */
+
+static void answer_exchange(struct moat_ctl_server *c, struct ctl_client *cl, int rc,
+                            const struct moat_ctl_replaced *done, const char *why)
+{
+    struct moat_ctl_head *head = (struct moat_ctl_head *)c->out;
+    const void *body = rc ? (const void *)why : done;
+    size_t len = rc ? strlen(why) : sizeof *done;
+
+    cl->waits = false;
+    *head = (struct moat_ctl_head){.type = MOAT_CTL_REPLACE | MOAT_CTL_REPLY,
+                                   .version = cl->version,
+                                   .xid = cl->xid,
+                                   .len = (uint32_t)len,
+                                   .status = rc};
+    memcpy(head + 1, body, len);
+    if (ctl_send(cl, head, -1))
+        drop_client(c, cl);
+}
+
+static void go_on_exchanging(struct moat_ctl_server *c)
+{
+    struct moat_ctl_replaced done;
+    char why[256] = "";
+    int rc = c->exchange->end(&done, why, sizeof why);
+
+    if (rc == -EAGAIN)
+        return;
+    c->exchanging = false;
+    c->replaced = !rc;
+    if (rc)
+        report(c, MOAT_CTL_REPLACE, rc, why);
+    for (unsigned i = 0; i < MOAT_CTL_MAX_CLIENTS; i++)
+        if (c->clients[i].fd >= 0 && c->clients[i].waits)
+            answer_exchange(c, &c->clients[i], rc, &done, why);
+}
+
 /* --- the round --- */
 
 static void fill_polls(const struct moat_ctl_server *c, struct pollfd *p, uint64_t now)
@@ -357,7 +410,7 @@ static void drain(int wake_fd)
         ;
 }
 
-void moat_ctl_run_once(struct moat_ctl_server *c, int timeout_ms)
+bool moat_ctl_run_once(struct moat_ctl_server *c, int timeout_ms)
 {
     struct pollfd p[2 + MOAT_CTL_MAX_CLIENTS];
     uint64_t now = monotonic_ms();
@@ -366,6 +419,8 @@ void moat_ctl_run_once(struct moat_ctl_server *c, int timeout_ms)
     /* Packet threads do not wake this one, and a trace's ring is short. */
     if (c->n_traces && left > TRACE_MS)
         left = TRACE_MS;
+    if (c->exchanging && left > EXCHANGE_MS)
+        left = EXCHANGE_MS;
     if (timeout_ms < 0 || left < (uint64_t)timeout_ms)
         timeout_ms = (int)left;
     fill_polls(c, p, now);
@@ -390,6 +445,10 @@ void moat_ctl_run_once(struct moat_ctl_server *c, int timeout_ms)
     }
     broadcast(c);
     send_traced(c);
+    /* Last: nobody waits for what this round has to say. */
+    if (c->exchanging)
+        go_on_exchanging(c);
+    return !c->replaced;
 }
 
 /* --- life --- */
@@ -461,7 +520,8 @@ struct moat_ctl_server *moat_ctl_create(const struct moat_ctl_conf *conf, char *
     struct moat_ctl_server *c;
 
     if (unix_address(&at, conf->path, "", err, err_size) ||
-        unix_address(&draft, conf->path, ".new", err, err_size) || !may_replace(&at, err, err_size))
+        unix_address(&draft, conf->path, ".new", err, err_size) ||
+        (!conf->listen_fd && !may_replace(&at, err, err_size)))
         return NULL;
     c = aligned_alloc(16, (sizeof *c + 15) / 16 * 16);
     if (!c) {
@@ -472,15 +532,22 @@ struct moat_ctl_server *moat_ctl_create(const struct moat_ctl_conf *conf, char *
     c->engine = conf->engine;
     c->uid = conf->uid;
     c->log = conf->log;
+    c->exchange = conf->exchange;
+    c->keep_until = conf->listen_fd ? monotonic_ms() + KEEP_EVENTS_MS : 0;
     memcpy(c->path, at.sun_path, sizeof c->path);
     for (unsigned i = 0; i < MOAT_CTL_MAX_CLIENTS; i++)
         c->clients[i].fd = -1;
-    c->listen_fd = listen_at(&at, &draft, err, err_size);
+    c->listen_fd = conf->listen_fd ? conf->listen_fd : listen_at(&at, &draft, err, err_size);
     if (c->listen_fd < 0) {
         free(c);
         return NULL;
     }
     return c;
+}
+
+int moat_ctl_listen_fd(const struct moat_ctl_server *c)
+{
+    return c->listen_fd;
 }
 
 void moat_ctl_destroy(struct moat_ctl_server *c)
@@ -491,6 +558,7 @@ void moat_ctl_destroy(struct moat_ctl_server *c)
         if (c->clients[i].fd >= 0)
             drop_client(c, &c->clients[i]);
     close(c->listen_fd);
-    unlink(c->path);
+    if (!c->replaced)
+        unlink(c->path);
     free(c);
 }

@@ -16,7 +16,7 @@
 #include "ctl.h"
 
 #define CTL_BODY_MAX (MOAT_CTL_MAX - sizeof(struct moat_ctl_head))
-#define CTL_N_TYPES (MOAT_CTL_TRACE + 1)
+#define CTL_N_TYPES (MOAT_CTL_REPLACE + 1)
 #define CTL_N_ERRNOS 160
 #define CTL_MAX_FDS 8 /* that we take along in order to close them */
 
@@ -25,6 +25,9 @@ struct moat_trace;
 struct ctl_client {
     int fd; /* -1: unused */
     bool greeted, subscribed;
+    bool waits; /* for the exchange of the engine, which this asked for: */
+    uint32_t xid;
+    uint16_t version;
     struct moat_trace *trace;     /* ends with the client */
     struct moat_ctl_head *answer; /* not taken yet; with its body */
     int answer_fd;
@@ -36,8 +39,11 @@ struct moat_ctl_server {
     uid_t uid;
     void (*log)(const char *);
     int listen_fd;
+    const struct moat_ctl_exchange *exchange;
+    bool exchanging, replaced;
     unsigned n_traces;           /* clients that have one */
     uint64_t turn_at, accept_at; /* milliseconds */
+    uint64_t keep_until;         /* milliseconds: events wait for somebody who subscribes */
     uint64_t refused;
     uint64_t refused_second;
     unsigned refused_this_second;
@@ -59,6 +65,7 @@ struct ctl_request {
     void *reply; /* CTL_BODY_MAX bytes */
     size_t reply_len;
     int reply_fd; /* -1: none; closed when it has been sent */
+    bool later;   /* there is no answer yet */
     char why[256];
 };
 

@@ -142,6 +142,9 @@ static int on_hello(struct moat_ctl_server *c, struct ctl_request *r)
     h->recovered_slots = e->recovered_slots;
     h->recovered_sessions = e->recovered_sessions;
     h->unclaimed = e->conf.unclaimed;
+    h->replacements = e->replacements;
+    h->gate_us = e->gate_us;
+    snprintf(h->file, sizeof h->file, "%s", e->file);
     snprintf(h->engine, sizeof h->engine, "%s", MOAT_VERSION);
     snprintf(h->mapping, sizeof h->mapping, "%s", e->conf.mapping ? e->conf.mapping : "");
     return 0;
@@ -393,6 +396,29 @@ static int on_flush(struct moat_ctl_server *c, struct ctl_request *r)
     return rc ? rc : moat_slot_flush(c->engine, ask->vnic, r->why, sizeof r->why);
 }
 
+static int on_replace(struct moat_ctl_server *c, struct ctl_request *r)
+{
+    const struct moat_ctl_replace *ask = r->body;
+    int rc = CHECK_TEXT(r, "file", ask->file);
+
+    if (!rc && ask->file[0] && ask->file[0] != '/')
+        rc = ctl_refuse(r, -EINVAL, "%s is not an absolute path", ask->file);
+    if (!rc && !c->exchange)
+        rc = ctl_refuse(r, -EOPNOTSUPP, "this engine cannot be replaced");
+    if (!rc && c->exchanging)
+        rc = ctl_refuse(r, -EBUSY, "the engine is being replaced already");
+    if (!rc)
+        rc = c->exchange->begin(ask->file, r->why, sizeof r->why);
+    if (rc)
+        return rc;
+    c->exchanging = true;
+    r->client->waits = true;
+    r->client->xid = r->head.xid;
+    r->client->version = r->head.version;
+    r->later = true;
+    return 0;
+}
+
 const struct ctl_handler ctl_handlers[CTL_N_TYPES] = {
     [MOAT_CTL_HELLO] = {"hello", on_hello, sizeof(uint32_t), false, 0},
     [MOAT_CTL_SLOT_LIST] = {"slot-list", on_slot_list, sizeof(struct moat_ctl_list), false, 0},
@@ -411,5 +437,6 @@ const struct ctl_handler ctl_handlers[CTL_N_TYPES] = {
     [MOAT_CTL_RULESET_GET] = {"ruleset-get", on_ruleset_get, sizeof(struct moat_ctl_vnic), false,
                               0},
     [MOAT_CTL_FLUSH] = {"flush", on_flush, sizeof(struct moat_ctl_vnic), false, 0},
+    [MOAT_CTL_REPLACE] = {"replace", on_replace, sizeof(struct moat_ctl_replace), false, 0},
     [MOAT_CTL_TRACE] = {"trace", ctl_on_trace, sizeof(struct moat_ctl_trace), true, 0},
 };

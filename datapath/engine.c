@@ -11,8 +11,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "fragment.h"
+#include "handover.h"
+#include "session_watch.h"
 #include "slot.h"
 #include "sweep.h"
 
@@ -95,7 +98,31 @@ static int init_locks(struct moat_engine *e)
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&e->handed_over, &attr);
     pthread_condattr_destroy(&attr);
-    return moat_events_init(&e->events, EVENTS) || pthread_key_create(&e->thread_key, thread_ended);
+    if (moat_events_init(&e->events, EVENTS) || pthread_key_create(&e->thread_key, thread_ended))
+        return -1;
+    e->has_key = true;
+    return 0;
+}
+
+/* A process that was killed while its engine was exchanged may have left half a mapping. */
+static void remove_next(const struct moat_engine *e)
+{
+    char next[MOAT_PATH_MAX + 8];
+
+    if (e->conf.mapping) {
+        moat_mapping_next_name(e->conf.mapping, next, sizeof next);
+        unlink(next);
+    }
+}
+
+/* The first time, which may take long; and the last time if it fails. */
+static struct moat_engine *prepare(struct moat_engine *e, char *err, size_t err_size)
+{
+    if (!moat_handover_prepare(e, err, err_size))
+        return e;
+    moat_handover_cancel(e);
+    moat_engine_destroy(e);
+    return NULL;
 }
 
 struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char *err,
@@ -129,12 +156,16 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
         return NULL;
     }
     moat_qsbr_init(&e->qsbr);
-    e->map = moat_mapping_open(conf->mapping, e->conf.n_slots, e->conf.n_sessions,
-                               e->conf.n_sessions6, conf->seed, err, err_size);
+    e->map = conf->before ? moat_handover_map(e, err, err_size)
+                          : moat_mapping_open(conf->mapping, e->conf.n_slots, e->conf.n_sessions,
+                                              e->conf.n_sessions6, conf->seed, err, err_size);
     if (!e->map) {
+        moat_takeover_free(e);
         free(e);
         return NULL;
     }
+    if (!conf->before)
+        remove_next(e);
     e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
     e->sessions = moat_session_table_create(e->map);
     e->fragments = moat_fragments_create(&(struct moat_fragment_conf){
@@ -150,6 +181,10 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
         moat_engine_destroy(e);
         return NULL;
     }
+    for (uint32_t i = 0; i < e->conf.n_slots; i++)
+        e->slots[i].index = i;
+    if (conf->before)
+        return prepare(e, err, err_size);
     e->started_s = moat_engine_now_ms(e) / 1000;
     e->recovered_slots = moat_slots_recover(e);
     e->recovered_sessions = moat_session_table_recover(e->sessions, session_belongs, e);
@@ -161,7 +196,9 @@ void moat_engine_destroy(struct moat_engine *e)
 {
     if (!e)
         return;
-    pthread_key_delete(e->thread_key);
+    if (e->has_key)
+        pthread_key_delete(e->thread_key);
+    moat_takeover_free(e);
     for (struct moat_thread *t = e->threads, *next; t; t = next) {
         next = t->next;
         free(t->counters);
@@ -174,6 +211,7 @@ void moat_engine_destroy(struct moat_engine *e)
         moat_ruleset_destroy(e->slots[i].rules);
     free(e->slots);
     moat_session_table_destroy(e->sessions);
+    moat_session_watch_destroy(e->watch);
     moat_fragments_destroy(e->fragments);
     moat_events_destroy(&e->events);
     moat_mapping_close(e->map);
@@ -192,7 +230,7 @@ static struct moat_thread *thread_take_over(struct moat_engine *e)
     return NULL;
 }
 
-static struct moat_thread *thread_create(struct moat_engine *e)
+static struct moat_thread *thread_create(struct moat_engine *e, bool in_use, bool reads)
 {
     struct moat_thread *t = calloc(1, sizeof *t);
     struct moat_thread *head;
@@ -200,10 +238,10 @@ static struct moat_thread *thread_create(struct moat_engine *e)
     if (!t)
         return NULL;
     t->engine = e;
-    t->in_use = 1;
+    t->in_use = in_use;
     t->counters = aligned_alloc(64, (size_t)e->conf.n_slots * MOAT_COUNTERS_STRIDE * 8);
-    t->reader = moat_qsbr_attach(&e->qsbr);
-    if (!t->counters || !t->reader) {
+    t->reader = reads ? moat_qsbr_attach(&e->qsbr) : NULL;
+    if (!t->counters || (reads && !t->reader)) {
         moat_qsbr_detach(t->reader);
         free(t->counters);
         free(t);
@@ -218,6 +256,23 @@ static struct moat_thread *thread_create(struct moat_engine *e)
     return t;
 }
 
+struct moat_thread *moat_thread_spare(struct moat_engine *e, bool free)
+{
+    return thread_create(e, !free, free);
+}
+
+bool moat_thread_spares(struct moat_engine *e, uint32_t n)
+{
+    uint32_t has = 0;
+
+    for (struct moat_thread *t = __atomic_load_n(&e->threads, __ATOMIC_ACQUIRE); t; t = t->next)
+        has += t->reader != NULL;
+    for (; has < n; has++)
+        if (!moat_thread_spare(e, true))
+            return false;
+    return true;
+}
+
 struct moat_thread *moat_thread_self(struct moat_engine *e)
 {
     static __thread struct moat_thread *self;
@@ -226,7 +281,7 @@ struct moat_thread *moat_thread_self(struct moat_engine *e)
     if (self_engine != e->id) {
         self = thread_take_over(e);
         if (!self)
-            self = thread_create(e);
+            self = thread_create(e, true, true);
         if (self)
             pthread_setspecific(e->thread_key, self);
         self_engine = self ? e->id : 0;

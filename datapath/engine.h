@@ -47,6 +47,9 @@ struct moat_engine_conf {
     uint64_t (*now_ms)(void); /* monotonic, survives the process; NULL: CLOCK_MONOTONIC_COARSE */
     const uint64_t *seed;     /* 4 words; NULL: random (an existing mapping keeps its own) */
     moat_inject_fn *inject;   /* NULL: nobody is told, held fragments are lost */
+    const struct moat_handover
+        *before;     /* of the engine whose place this one will take (handover.h) */
+    bool by_records; /* even if the mapping could be shared (tests) */
 };
 
 struct moat_engine {
@@ -68,6 +71,12 @@ struct moat_engine {
     uint32_t n_damaged; /* slots whose record or ruleset in the mapping was damaged: */
     char damage[192];   /* the first of them, for people */
     uint64_t started_s;
+    struct moat_session_watch *watch; /* a successor copies the sessions */
+    struct moat_takeover *takeover;   /* takeover.c; NULL: this engine serves */
+    uint32_t replacements;            /* engines that served before, since the switch started */
+    uint32_t gate_us;                 /* how long packets had to wait for it to take over */
+    char file[MOAT_FILE_MAX];         /* that it was loaded from; for people */
+    bool has_key;
     uint32_t age_next;               /* control thread: next session to look at */
     uint32_t sweep_next, sweep_left; /* sweep.c; under lock, `left` is atomic */
     uint64_t id; /* of this engine object: a thread's cached context belongs to it */
@@ -89,6 +98,7 @@ struct moat_thread {
     uint32_t in_use;    /* 0: its thread has ended, another may take it over */
     uint64_t *counters; /* n_slots x MOAT_COUNTERS_STRIDE; written by this thread alone */
     uint32_t now_s;     /* engine clock of the burst */
+    bool opens;         /* the last burst that had to ask the rules opened sessions */
     struct moat_session_cache free[2]; /* without, with room for IPv6 addresses */
 };
 
@@ -96,7 +106,8 @@ struct moat_thread {
 #define MOAT_COUNTERS_STRIDE ((MOAT_N_COUNTERS + 7) & ~7u)
 
 /* Maps or creates the mapping, recovers slots and sessions.  NULL with the reason in
- * err: the caller must then refuse or pass all packets as the host's default says. */
+ * err: the caller must then refuse or pass all packets as the host's default says.  With
+ * conf.before it is no engine yet: moat_handover_take() makes it one. */
 struct moat_engine *moat_engine_create(const struct moat_engine_conf *, char *err, size_t err_size);
 
 /* No packet thread may be inside.  The mapping stays as it is for the next engine. */
@@ -105,6 +116,13 @@ void moat_engine_destroy(struct moat_engine *);
 /* The calling thread's context, made at its first call.  NULL if there is no memory or
  * too many threads: the caller refuses the burst. */
 struct moat_thread *moat_thread_self(struct moat_engine *);
+
+/* A context that no thread has: for one that will come, or (not free) for its counters alone. NULL:
+ * no memory. */
+struct moat_thread *moat_thread_spare(struct moat_engine *, bool free);
+
+/* Sees to it that there are n contexts for threads.  False: no memory. */
+bool moat_thread_spares(struct moat_engine *, uint32_t n);
 
 /* Housekeeping: ages a slice of the sessions, ends holds that took too long.  To be
  * called about every 50 ms from one thread. */

@@ -46,18 +46,30 @@ static void wake(const struct moat_events *q)
         return;
 }
 
-bool moat_event_post(struct moat_events *q, const struct moat_event *ev, bool urgent)
+static bool put(struct moat_events *q, const struct moat_event *ev, uint64_t time_us)
 {
     struct moat_event *cell = moat_ring_claim(&q->ring);
 
     if (cell) {
         *cell = *ev;
-        cell->time_us = realtime_us();
+        cell->time_us = time_us;
         moat_ring_publish(cell);
     }
+    return cell != NULL;
+}
+
+bool moat_event_post(struct moat_events *q, const struct moat_event *ev, bool urgent)
+{
+    bool done = put(q, ev, realtime_us());
+
     if (urgent)
         wake(q);
-    return cell != NULL;
+    return done;
+}
+
+bool moat_event_put(struct moat_events *q, const struct moat_event *ev)
+{
+    return put(q, ev, ev->time_us);
 }
 
 bool moat_event_take(struct moat_events *q, struct moat_event *out)

@@ -25,6 +25,9 @@ void moat_events_destroy(struct moat_events *);
  * Urgent: wakes the control thread (a system call: never on the packet path). */
 bool moat_event_post(struct moat_events *, const struct moat_event *ev, bool urgent);
 
+/* The same with the time that it has, of an event that another queue has given up. */
+bool moat_event_put(struct moat_events *, const struct moat_event *ev);
+
 /* Control thread.  False if there is none. */
 bool moat_event_take(struct moat_events *, struct moat_event *out);
 

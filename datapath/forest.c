@@ -20,7 +20,7 @@
 #define WORK_PER_RULE 600 /* boxes looked at: the bound on time */
 #define LARGE_LEAF 48     /* a list with such a leaf is better off with more trees */
 #define SPARE_WORK 200000
-#define SPARE 4 /* the reader takes boxes by fours */
+#define SPARE 16 /* the reader takes boxes by eights, and asks for four lines */
 #define HUGE_PAGE (2u << 20)
 
 /* Two bytes each, both included. */
@@ -45,6 +45,7 @@ struct forest_maker {
     size_t memory_max;
     struct forest *forest;
     uint32_t leaf_max; /* a larger one is a failure */
+    uint32_t deepest;  /* leaf of the list */
     bool exact, failed;
     uint32_t *counts; /* scratch of 65537 */
 };
@@ -286,19 +287,22 @@ static struct forest_slot make_leaf(struct forest_maker *m, const struct ref *re
 {
     uint32_t blocks = n + (n + 3) / 4, *ids;
     struct forest *f = m->forest;
-    struct forest_slot out = {.dim = FOREST_LEAF, .first = n ? refs[0].rule : UINT32_MAX};
+    struct forest_box *boxes;
+    struct forest_slot out = {.shift = FOREST_LEAF_SHIFT, .first = n ? refs[0].rule : UINT32_MAX};
 
     if (n > m->leaf_max || over(m, n, 0, blocks) ||
         !grow((void **)&f->leaves, f->n_leaves, blocks, &f->cap_leaves)) {
         m->failed = true;
         return out;
     }
-    out.at = f->n_leaves;
+    boxes = &f->leaves[f->n_leaves];
+    out.base = (uint16_t)f->n_leaves;
+    out.last = (uint16_t)(f->n_leaves >> 16);
     out.n = (uint16_t)n;
-    ids = (uint32_t *)&f->leaves[out.at + n];
-    memset(&f->leaves[out.at], 0xff, blocks * sizeof *f->leaves);
+    ids = (uint32_t *)(boxes + n);
+    memset(boxes, 0xff, blocks * sizeof *boxes);
     for (uint32_t i = 0; i < n; i++) {
-        struct forest_box *b = &f->leaves[out.at + i];
+        struct forest_box *b = &boxes[i];
 
         for (unsigned d = 0; d < N_DIMS; d++) {
             b->lo[d] = refs[i].lo[d];
@@ -620,6 +624,8 @@ static void make_branches(struct forest_maker *m, const struct ref *refs, const 
             if (b < c->last)
                 inner.hi[c->dim] = (uint16_t)(c->base + ((b + 1) << c->shift) - 1);
             made = make_node(m, r, n, &inner, depth + 1);
+            if (forest_is_leaf(&made))
+                made.at = first + b;
             m->forest->slots[first + b] = made;
         } else {
             m->forest->slots[first + b] = m->forest->slots[seen[at].slot];
@@ -641,12 +647,14 @@ static struct forest_slot make_node(struct forest_maker *m, const struct ref *re
     if (n > LEAF_RULES && depth < MAX_DEPTH)
         for (unsigned d = 0; d < N_DIMS; d++)
             try_dim(m, refs, n, box, d, &c, &cost);
-    if (c.dim == N_DIMS)
+    if (c.dim == N_DIMS) {
+        m->deepest = depth > m->deepest ? depth : m->deepest;
         return make_leaf(m, refs, n);
+    }
     out.at = add_slots(m, c.last + 1);
     if (m->failed)
         return out;
-    out.dim = (uint8_t)c.dim;
+    out.dim = (uint8_t)(c.dim * FOREST_DIM);
     out.shift = (uint8_t)c.shift;
     out.base = (uint16_t)c.base;
     out.last = (uint16_t)c.last;
@@ -743,7 +751,7 @@ static void follow_plan(struct forest_maker *m, const struct plan *p, const uint
 {
     static const struct box all = {.hi = {UINT16_MAX, UINT16_MAX, UINT16_MAX, UINT16_MAX}};
 
-    out->n_trees = 0;
+    out->n_trees = m->deepest = 0;
     for (unsigned tree = 0; tree < FOREST_TREES && !m->failed; tree++) {
         struct forest_slot root;
         uint32_t k = 0;
@@ -758,8 +766,14 @@ static void follow_plan(struct forest_maker *m, const struct plan *p, const uint
         if (!k)
             continue;
         root = make_node(m, refs, k, &all, 0);
+        if (forest_is_leaf(&root)) {
+            root.at = add_slots(m, 1);
+            if (!m->failed)
+                m->forest->slots[root.at] = root;
+        }
         add_tree(out, &root);
     }
+    out->depth = m->deepest;
 }
 
 void forest_plant(struct forest_maker *m, struct forest *f, const uint32_t *rules, uint32_t n,

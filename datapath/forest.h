@@ -13,6 +13,9 @@
  *     |--- cut ...
  *     '--- leaf | box | box | box | .. | rule | rule | rule | .. |   in rising order
  *
+ * A leaf is a cut, too, whose only branch is itself: packets of a burst step down together, and
+ * those that have arrived stay where they are.
+ *
  * A box is compared at once: lows and complements of highs, none above the packet's.  Sets of
  * classes that are no single range within a leaf's reach are compared again by the bitmap
  * (FOREST_VERIFY).
@@ -26,19 +29,23 @@
 
 #include "moat/ruleset.h"
 
-enum { DIM_PEER, DIM_LOCAL, DIM_DPORT, DIM_SPORT, N_DIMS, FOREST_LEAF = N_DIMS };
+enum { DIM_PEER, DIM_LOCAL, DIM_DPORT, DIM_SPORT, N_DIMS };
 
 #define FOREST_TREES 4
 #define FOREST_VERIFY 0x80000000u /* in a leaf's rule number: compare all of it */
 #define FOREST_LEAF_MAX 65535
 
 struct forest_slot {
-    uint32_t at;    /* cut: index of the first branch; leaf: place of its boxes, 16 bytes each */
-    uint32_t first; /* no rule below has a lower index */
-    uint16_t base, last;
-    uint8_t dim, shift;
+    uint32_t at;         /* cut: index of the first branch; leaf: its own, or its equal's */
+    uint32_t first;      /* no rule below has a lower index */
+    uint16_t base, last; /* leaf: place of its boxes, 16 bytes each: low half, high half */
+    uint8_t dim;         /* FOREST_DIM times the dimension: a shift */
+    uint8_t shift;
     uint16_t n; /* leaf: boxes */
 };
+
+#define FOREST_DIM 16
+#define FOREST_LEAF_SHIFT 31 /* nothing is left of 16 bits: branch 0, and that is the leaf */
 
 _Static_assert(sizeof(struct forest_slot) == 16, "four to a cache line");
 
@@ -53,10 +60,22 @@ struct forest {
     uint32_t n_slots, cap_slots, n_leaves, cap_leaves;
 };
 
+static inline bool forest_is_leaf(const struct forest_slot *s)
+{
+    return s->shift == FOREST_LEAF_SHIFT;
+}
+
+static inline const struct forest_box *forest_boxes(const struct forest *f,
+                                                    const struct forest_slot *leaf)
+{
+    return &f->leaves[leaf->base | (uint32_t)leaf->last << 16];
+}
+
 /* The trees of one list; n_trees 0: it has none. */
 struct forest_trees {
     struct forest_slot roots[FOREST_TREES]; /* in rising order of `first` */
     uint32_t n_trees;
+    uint32_t depth; /* cuts above the deepest leaf */
 };
 
 /* What all lists of a ruleset share while their trees are made. */

@@ -244,6 +244,18 @@ enum moat_reason moat_guard_from_vm(const struct moat_view *v, const struct moat
     return reason ? reason : check_roles(v, p);
 }
 
+/* The switch floods frames for MACs that it does not know to every port.  Were they judged by their
+ * addresses, one sender could fill the quotas of all VMs that policy lets it reach, and VMs
+ * would see what is for others.  Whoever may send from any MAC may also get frames for any:
+ * bridges, virtual MACs of VRRP and the like, receivers of a mirror port. */
+enum moat_reason moat_guard_to_vm(const struct moat_view *v, const struct moat_pkt *p)
+{
+    if (p->cast != MOAT_UNICAST || v->settings.spoof == MOAT_SPOOF_OFF ||
+        mac_equal(p->data, v->mac))
+        return MOAT_R_NONE;
+    return MOAT_R_L2_DESTINATION;
+}
+
 bool moat_guard_tags(const struct moat_view *v, const struct moat_pkt *p)
 {
     return v->settings.vlan == MOAT_VLAN_INSPECT || (!p->vlan && p->n_tags <= 1);

@@ -3,7 +3,8 @@
 #define MOAT_DP_GUARD_H 1
 
 /* Anti-spoofing: a VM speaks only for itself, and not as a router or DHCP server unless it
- * may.  Pure, but that learn-once lets a packet claim an address for the slot. */
+ * may; and what opens something at its slot is addressed to it.  Pure, but that learn-once lets a
+ * packet claim an address for the slot. */
 
 #include <stdbool.h>
 
@@ -16,6 +17,10 @@ struct moat_view;
 /* A parsed packet from the VM: MOAT_R_NONE, or what it pretends.  A frame of another ethertype
  * (kind BAD, MOAT_R_L2_TYPE) is asked for its source MAC only. */
 enum moat_reason moat_guard_from_vm(const struct moat_view *, const struct moat_pkt *);
+
+/* A parsed packet to the VM that no live session answers for: MOAT_R_NONE, or that its frame is for
+ * somebody else. */
+enum moat_reason moat_guard_to_vm(const struct moat_view *, const struct moat_pkt *);
 
 /* Either way: may a frame with these tags pass, and is its ethertype one of the slot's own list
  * (then nothing more is asked). */

@@ -64,12 +64,6 @@ static struct moat_port *ports[MOAT_MAX_VIDS];
  * 4 with the initial-exec model, which such an object may not count on.  Once a burst. */
 static __thread struct hook_note note;
 
-/* A port's `host`. */
-struct host {
-    int vid; /* of the running device; -1: none.  Atomic */
-    struct moat_pending pending;
-};
-
 /* Those of an engine before this one serve again. */
 static struct rte_mempool *find_own_mbufs(void)
 {
@@ -115,6 +109,23 @@ static void set_port(int vid, struct moat_port *port)
         __atomic_store_n(&ports[vid], port, __ATOMIC_RELEASE);
 }
 
+int hook_port_of_vid(int vid)
+{
+    const struct moat_port *port = port_of(vid);
+
+    return port ? (int)port->index : -1;
+}
+
+void hook_take_over(int (*port_of_vid)(int vid))
+{
+    for (int vid = 0; vid < MOAT_MAX_VIDS; vid++) {
+        int index = port_of_vid(vid);
+
+        if (index >= 0 && (uint32_t)index < engine->n_ports)
+            set_port(vid, engine->ports[index]);
+    }
+}
+
 static struct moat_port *find_port(int vid)
 {
     struct moat_port *found = NULL;
@@ -133,18 +144,14 @@ static struct moat_port *find_port(int vid)
 /* The device that has the port's rings from now on; nothing of an earlier one is left over. */
 static void set_device(struct moat_port *port, int vid)
 {
-    struct host *host = port->host;
-
-    __atomic_store_n(&host->vid, vid, __ATOMIC_RELEASE);
-    moat_pending_clear(&host->pending);
+    __atomic_store_n(&port->vid, vid, __ATOMIC_RELEASE);
+    moat_pending_clear(&port->pending);
 }
 
 /* Not if another one has taken its place already. */
 static void unset_device(struct moat_port *port, int vid)
 {
-    const struct host *host = port->host;
-
-    if (__atomic_load_n(&host->vid, __ATOMIC_ACQUIRE) == vid)
+    if (__atomic_load_n(&port->vid, __ATOMIC_ACQUIRE) == vid)
         set_device(port, -1);
 }
 
@@ -154,10 +161,6 @@ int hook_port_register(const char *path)
 
     if (!port)
         return errno ? -errno : -EIO;
-    if (!port->host)
-        port->host = calloc(1, sizeof(struct host));
-    if (!port->host)
-        return -ENOMEM;
     set_device(port, -1);
     for (int vid = 0; vid < MOAT_MAX_VIDS; vid++)
         if (port_of(vid) == port)
@@ -262,8 +265,7 @@ static bool put_aside(const uint8_t *frame, uint32_t len)
 
 static __attribute__((noinline)) void send_aside(struct moat_port *port)
 {
-    const struct host *host = port->host;
-    int vid = __atomic_load_n(&host->vid, __ATOMIC_ACQUIRE);
+    int vid = __atomic_load_n(&port->vid, __ATOMIC_ACQUIRE);
     unsigned sent = 0;
 
     if (vid >= 0 && aside.n)
@@ -328,9 +330,7 @@ static unsigned sift(struct rte_mbuf **to, struct rte_mbuf **from, unsigned n, u
 
 void hook_inject(struct moat_port *port, enum moat_dir dir, const uint8_t *frame, uint32_t len)
 {
-    struct host *host = port->host;
-
-    if (dir == MOAT_TO_VM ? !put_aside(frame, len) : !moat_pending_push(&host->pending, frame, len))
+    if (dir == MOAT_TO_VM ? !put_aside(frame, len) : !moat_pending_push(&port->pending, frame, len))
         count_lost(port);
     if (dir == MOAT_TO_VM && !aside.judging)
         send_aside(port);
@@ -340,17 +340,16 @@ void hook_inject(struct moat_port *port, enum moat_dir dir, const uint8_t *frame
 static __attribute__((noinline)) unsigned
 take_pending(struct moat_port *port, struct rte_mempool *pool, struct rte_mbuf **pkts, unsigned n)
 {
-    struct host *host = port->host;
     unsigned k = 0;
 
-    while (k < n && moat_pending_any(&host->pending)) {
+    while (k < n && moat_pending_any(&port->pending)) {
         struct rte_mbuf *m = rte_pktmbuf_alloc(pool);
         uint32_t room, len;
 
         if (!m)
             break;
         room = rte_pktmbuf_tailroom(m);
-        len = moat_pending_pop(&host->pending, rte_pktmbuf_mtod(m, uint8_t *), room);
+        len = moat_pending_pop(&port->pending, rte_pktmbuf_mtod(m, uint8_t *), room);
         if (len && len <= room) {
             rte_pktmbuf_append(m, (uint16_t)len);
             pkts[k++] = m;
@@ -366,9 +365,7 @@ take_pending(struct moat_port *port, struct rte_mempool *pool, struct rte_mbuf *
 
 static bool has_pending(const struct moat_port *port)
 {
-    const struct host *host = port->host;
-
-    return moat_pending_any(&host->pending);
+    return moat_pending_any(&port->pending);
 }
 
 /* --- from the VM --- */

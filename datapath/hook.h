@@ -12,6 +12,10 @@
 /* Before anything else.  EAL is up.  0, or negative errno with the reason in err. */
 int hook_init(struct moat_engine *, const struct moat_switch *, char *err, size_t err_size);
 
+/* In the gate, when the engine has taken over: the vids that its predecessor knows by port. */
+void hook_take_over(int (*port_of_vid)(int vid));
+int hook_port_of_vid(int vid); /* the port's index; -1: none */
+
 moat_dequeue_fn hook_dequeue;
 moat_enqueue_fn hook_enqueue;
 

@@ -11,8 +11,10 @@
  * know more of it: name().
  *
  * Order: packets of one session stay in order, as all of them are judged in the third loop or none.
- * (Those of a session in its second bucket or without one are all left for later, in order.  One
- * that is over for one of them is over for those behind it.) */
+ * Those of a session in its second bucket or without one are all left for later, in order.  A
+ * session that is over for one of them is over for those behind it: it has been cut, or idle for
+ * too long. (What else ends one, a SYN that opens a new connection on its tuple, is no quick
+ * packet.) */
 
 #include "live.h"
 
@@ -181,7 +183,7 @@ STRAIGHT uint32_t meet_all(struct burst *b, const struct front *f, unsigned n,
     const struct now now = {b->view->tag, b->view->serial, b->thread->now_s,
                             b->view->timers.shortest};
     const struct moat_pkt *p = b->pkts;
-    uint32_t not = 0, others = 0, over = 0;
+    uint32_t rest = 0, others = 0, over = 0;
     uint64_t bytes = 0;
 
     for (unsigned k = 0; k < n; k++, p++) {
@@ -190,12 +192,12 @@ STRAIGHT uint32_t meet_all(struct burst *b, const struct front *f, unsigned n,
         bytes += p->total;
         if (__builtin_expect(met != PASSED, 0)) {
             bytes -= p->total;
-            not |= 1u << k;
+            rest |= 1u << k;
             others |= (uint32_t)(met == OTHER) << k;
             over |= (uint32_t)(met == OVER) << k;
         }
     }
-    b->straight = (uint32_t)((1ull << n) - 1) & ~not ;
+    b->straight = (uint32_t)((1ull << n) - 1) & ~rest;
     b->passed |= b->straight;
     b->bytes += bytes;
     if (__builtin_expect(others, 0))

@@ -14,11 +14,14 @@
  *   MOAT_ON_DAMAGED the same, if a slot's record in the mapping is damaged (and what all get
  *                   if there is no engine: loader/); block
  *
- * Once started it stays for the life of the process.  Without a control socket the
- * engine still enforces what the mapping holds; the thread keeps trying to make one. */
+ * Once started it stays until another engine takes over (moat_engine_ops) or the process ends.
+ * Without a control socket the engine still enforces what the mapping holds; the thread keeps
+ * trying to make one. */
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -32,6 +35,7 @@
 
 #include "ctl.h"
 #include "engine.h"
+#include "handover.h"
 #include "hook.h"
 #include "loader/engine_abi.h"
 
@@ -45,6 +49,13 @@
 moat_engine_entry_fn moat_engine_entry;
 
 static int log_type;
+static struct moat_engine *engine;
+static struct moat_handover handover; /* what an engine that comes after gets */
+static struct moat_ctl_exchange exchange;
+static pthread_t control_thread;
+static sem_t may_begin; /* the control thread, or end, as `serves` says */
+static bool serves;
+static int inherited_fd; /* to listen on; 0: none */
 static char rundir[MOAT_PATH_MAX - sizeof "/" SOCKET_NAME ".new"];
 
 /* --- environment --- */
@@ -122,12 +133,18 @@ static int make_rundir(char *err, size_t err_size)
     return 0;
 }
 
-static struct moat_ctl_server *listen_for_clients(struct moat_engine *engine, bool complain)
+static struct moat_ctl_server *listen_for_clients(bool complain)
 {
     char path[MOAT_PATH_MAX], err[256] = "";
-    struct moat_ctl_conf conf = {engine, path, geteuid(), log_refusal};
+    struct moat_ctl_conf conf = {.engine = engine,
+                                 .path = path,
+                                 .uid = geteuid(),
+                                 .log = log_refusal,
+                                 .listen_fd = inherited_fd,
+                                 .exchange = &exchange};
     struct moat_ctl_server *ctl = NULL;
 
+    inherited_fd = 0;
     snprintf(path, sizeof path, "%s/" SOCKET_NAME, rundir);
     if (!make_rundir(err, sizeof err))
         ctl = moat_ctl_create(&conf, err, sizeof err);
@@ -136,43 +153,132 @@ static struct moat_ctl_server *listen_for_clients(struct moat_engine *engine, bo
     return ctl;
 }
 
-static __attribute__((noreturn)) void *control(void *engine)
+/* Until another engine has taken over. */
+static void *control(void *aux)
 {
     static const struct timespec turn = {.tv_nsec = MOAT_CTL_TURN_MS * 1000000};
-    struct moat_ctl_server *ctl = listen_for_clients(engine, true);
+    struct moat_ctl_server *ctl;
 
+    (void)aux;
+    while (sem_wait(&may_begin))
+        ;
+    if (!serves)
+        return NULL;
+    ctl = listen_for_clients(true);
     for (unsigned i = 1; !ctl; i++) {
         moat_engine_turn(engine);
         nanosleep(&turn, NULL);
         if (i % RETRY_TURNS == 0)
-            ctl = listen_for_clients(engine, false);
+            ctl = listen_for_clients(false);
     }
     LOG(INFO, "control socket is %s/" SOCKET_NAME "\n", rundir);
-    for (;;)
-        moat_ctl_run_once(ctl, MOAT_CTL_TURN_MS);
+    handover.listen_fd = moat_ctl_listen_fd(ctl);
+    while (moat_ctl_run_once(ctl, MOAT_CTL_TURN_MS))
+        ;
+    moat_ctl_destroy(ctl);
+    return NULL;
 }
 
 /* Signals are the switch's business. */
-static int start_control(struct moat_engine *engine, char *err, size_t err_size)
+static int start_control(char *err, size_t err_size)
 {
     sigset_t all, before;
-    pthread_t thread;
     int rc;
 
+    sem_init(&may_begin, 0, 0);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    rc = pthread_create(&thread, NULL, control, engine);
+    rc = pthread_create(&control_thread, NULL, control, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (rc) {
         snprintf(err, err_size, "no control thread: %s", strerror(rc));
         return -1;
     }
-    pthread_setname_np(thread, "moat-ctl");
-    pthread_detach(thread);
+    pthread_setname_np(control_thread, "moat-ctl");
     return 0;
 }
 
+/* --- exchange --- */
+
+static int prepare(char *err, size_t err_size)
+{
+    return moat_handover_prepare(engine, err, err_size);
+}
+
+static int take_over(char *err, size_t err_size)
+{
+    const struct moat_handover *before = engine->conf.before;
+    int rc = moat_handover_take(engine, err, err_size);
+
+    if (!rc && before->port_of_vid)
+        hook_take_over(before->port_of_vid);
+    return rc;
+}
+
+/* The one before has ended, but for its control thread, which calls this. */
+static void succeed(const struct moat_exchanged *took)
+{
+    struct moat_event ev = {.type = MOAT_EV_REPLACED, .value = took->gate_us};
+    const struct moat_handover *before = engine->conf.before;
+
+    if (before->listen_fd >= 0)
+        inherited_fd = fcntl(before->listen_fd, F_DUPFD_CLOEXEC, 3);
+    if (inherited_fd < 0)
+        inherited_fd = 0;
+    moat_handover_finish(engine);
+    handover.replacements = engine->replacements;
+    engine->gate_us = took->gate_us;
+    snprintf(ev.text, sizeof ev.text, "engine %s, number %u since the switch started", MOAT_VERSION,
+             engine->replacements + 1);
+    moat_event_post(&engine->events, &ev, false);
+}
+
+static void serve(const struct moat_exchanged *took)
+{
+    if (took)
+        succeed(took);
+    serves = true;
+    LOG(INFO,
+        "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u (%u "
+        "of these for IPv6); ports without a slot: %s\n",
+        MOAT_VERSION, engine->conf.mapping, engine->recovered_slots, engine->recovered_sessions,
+        engine->conf.n_slots, engine->conf.n_sessions, engine->conf.n_sessions6,
+        moat_fail_name(engine->conf.unclaimed));
+    sem_post(&may_begin);
+}
+
+static void destroy(void)
+{
+    if (!serves) {
+        sem_post(&may_begin);
+        pthread_join(control_thread, NULL);
+        moat_handover_cancel(engine);
+    }
+    sem_destroy(&may_begin);
+    moat_engine_destroy(engine);
+    engine = NULL;
+}
+
 /* --- entry --- */
+
+static int (*begin_exchange)(const char *file, char *err, size_t err_size);
+static int (*end_exchange)(struct moat_exchanged *, char *err, size_t err_size);
+
+static int replace_begin(const char *file, char *err, size_t err_size)
+{
+    return begin_exchange(file, err, err_size);
+}
+
+static int replace_end(struct moat_ctl_replaced *out, char *err, size_t err_size)
+{
+    struct moat_exchanged took;
+    int rc = end_exchange(&took, err, err_size);
+
+    *out = (struct moat_ctl_replaced){
+        .prepare_ms = took.prepare_ms, .gate_us = took.gate_us, .tries = took.tries};
+    memcpy(out->engine, took.version, sizeof out->engine);
+    return rc;
+}
 
 static const struct moat_engine_ops engine_ops = {
     .abi = MOAT_ENGINE_ABI,
@@ -186,13 +292,17 @@ static const struct moat_engine_ops engine_ops = {
     .logging = hook_logging,
     .stopped = hook_stopped,
     .disconnected = hook_disconnected,
+    .handover = &handover,
+    .prepare = prepare,
+    .take_over = take_over,
+    .serve = serve,
+    .destroy = destroy,
 };
 
 __attribute__((visibility("default"))) const struct moat_engine_ops *
 moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
 {
-    struct moat_engine_conf conf = {.inject = hook_inject};
-    struct moat_engine *engine;
+    struct moat_engine_conf conf = {.inject = hook_inject, .before = sw->before};
 
     log_type = rte_log_register_type_and_pick_level("moat", RTE_LOG_INFO);
     if (log_type < 0)
@@ -207,21 +317,23 @@ moat_engine_entry(const struct moat_switch *sw, char *err, size_t err_size)
     engine = moat_engine_create(&conf, err, err_size);
     if (!engine)
         return NULL;
-    if (hook_init(engine, sw, err, err_size) || start_control(engine, err, err_size)) {
+    snprintf(engine->file, sizeof engine->file, "%s", sw->file);
+    if (hook_init(engine, sw, err, err_size) || start_control(err, err_size)) {
+        if (sw->before)
+            moat_handover_cancel(engine);
         moat_engine_destroy(engine);
         return NULL;
     }
+    exchange = (struct moat_ctl_exchange){replace_begin, replace_end};
+    begin_exchange = sw->replace_begin;
+    end_exchange = sw->replace_end;
+    moat_handover_offer(engine, &handover);
+    handover.port_of_vid = hook_port_of_vid;
     if (engine->n_damaged)
         LOG(CRIT,
             "mapping %s is damaged at %u slots: %s; they have no policy until the agent sends it "
             "again; ports without a slot: %s\n",
             conf.mapping, engine->n_damaged, engine->damage,
             moat_fail_name(engine->conf.unclaimed));
-    LOG(INFO,
-        "engine %s: mapping %s, %u slots and %u sessions recovered, room for %u and %u (%u "
-        "of these for IPv6); ports without a slot: %s\n",
-        MOAT_VERSION, conf.mapping, engine->recovered_slots, engine->recovered_sessions,
-        engine->conf.n_slots, engine->conf.n_sessions, engine->conf.n_sessions6,
-        moat_fail_name(engine->conf.unclaimed));
     return &engine_ops;
 }

@@ -222,6 +222,61 @@ static int lay_out(struct moat_mapping_head *h, const struct moat_mapping_head *
     return 0;
 }
 
+static void place(struct moat_mapping *m, void *base, const struct moat_mapping_head *want)
+{
+    m->head = base;
+    m->slots = (void *)((uint8_t *)base + want->slots_off);
+    m->rulesets = (uint8_t *)base + want->rulesets_off;
+    m->sessions = (void *)((uint8_t *)base + want->sessions_off);
+    m->cold = (void *)((uint8_t *)base + want->cold_off);
+    m->addrs6 = (void *)((uint8_t *)base + want->addrs6_off);
+    m->buckets = (void *)((uint8_t *)base + want->buckets_off);
+}
+
+void moat_mapping_next_name(const char *path, char *out, size_t size)
+{
+    snprintf(out, size, "%s.next", path);
+}
+
+struct moat_mapping *moat_mapping_share(int fd, const char *path, uint32_t n_slots,
+                                        uint32_t n_sessions, uint32_t n_sessions6, char *err,
+                                        size_t err_size)
+{
+    struct moat_mapping *m = calloc(1, sizeof *m);
+    struct moat_mapping_head want;
+    struct statfs fs;
+    void *base;
+
+    if (!m) {
+        snprintf(err, err_size, "out of memory");
+        return NULL;
+    }
+    /* The lock belongs to what is open, and goes with its last descriptor. */
+    m->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (m->fd < 0 || fstatfs(m->fd, &fs)) {
+        snprintf(err, err_size, "%s: %s", path, strerror(errno));
+        goto fail;
+    }
+    plan(&want, n_slots, n_sessions, n_sessions6,
+         fs.f_type == HUGETLBFS_MAGIC_NUMBER ? (uint64_t)fs.f_bsize : 4096);
+    read_boot_id(want.boot_id);
+    base = map_file(m->fd, path, want.size, err, err_size);
+    if (!base)
+        goto fail;
+    if (examine(base, &want, path, err, err_size)) {
+        munmap(base, want.size);
+        goto fail;
+    }
+    place(m, base, &want);
+    return m;
+
+fail:
+    if (m->fd >= 0)
+        close(m->fd);
+    free(m);
+    return NULL;
+}
+
 struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint32_t n_sessions,
                                        uint32_t n_sessions6, const uint64_t *seed, char *err,
                                        size_t err_size)
@@ -264,13 +319,7 @@ struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint3
         snprintf(err, err_size, "no random numbers for the session hash");
         goto fail_unmap;
     }
-    m->head = base;
-    m->slots = (void *)((uint8_t *)base + want.slots_off);
-    m->rulesets = (uint8_t *)base + want.rulesets_off;
-    m->sessions = (void *)((uint8_t *)base + want.sessions_off);
-    m->cold = (void *)((uint8_t *)base + want.cold_off);
-    m->addrs6 = (void *)((uint8_t *)base + want.addrs6_off);
-    m->buckets = (void *)((uint8_t *)base + want.buckets_off);
+    place(m, base, &want);
     return m;
 
 fail_unmap:

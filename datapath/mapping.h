@@ -21,7 +21,11 @@
 #include "moat/ruleset.h"
 
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
+#ifndef MOAT_OTHER_LAYOUT
 #define MOAT_MAPPING_LAYOUT 3
+#else /* session.h */
+#define MOAT_MAPPING_LAYOUT (3 + MOAT_OTHER_LAYOUT)
+#endif
 #define MOAT_MAPPING_COMPLETE 0x656e6f64u /* "done" */
 #define MOAT_GENERATION_HALVES 16
 
@@ -111,7 +115,16 @@ struct moat_mapping {
 struct moat_mapping *moat_mapping_open(const char *path, uint32_t n_slots, uint32_t n_sessions,
                                        uint32_t n_sessions6, const uint64_t *seed, char *err,
                                        size_t err_size);
+
+/* Another mapping of the file that is open as fd, of an engine in this process that made or
+ * recovered it with the same numbers; both hold the file's lock.  NULL with the reason in err. */
+struct moat_mapping *moat_mapping_share(int fd, const char *path, uint32_t n_slots,
+                                        uint32_t n_sessions, uint32_t n_sessions6, char *err,
+                                        size_t err_size);
 void moat_mapping_close(struct moat_mapping *);
+
+/* The file in which a mapping is made that will take the place of the one at path. */
+void moat_mapping_next_name(const char *path, char *out, size_t size);
 
 /* Buffer `which` (0 or 1) of a slot's rulesets; MOAT_RULESET_VNIC_MAX bytes. */
 static inline uint8_t *moat_mapping_ruleset(const struct moat_mapping *m, uint32_t slot,

@@ -4,12 +4,18 @@
  * what policy permits opens a session.  ICMP errors go by the session of the packet that they
  * quote, fragments by their datagram.
  *
- * All of it is off the straight line; one packet at a time. */
+ * All of it is off the straight line.  The rules are asked for all misses of a burst at once; what
+ * comes of it is done packet by packet, in their order: the second packet of a tuple meets the
+ * session that the first one opened, and what the rules said of it counts for nothing.
+ *
+ * Rules come before quotas, though a quota would be cheaper to ask: what policy refuses is
+ * refused by policy, counted for its rule, answered if the rule says so, and uses up nothing. */
 
 #include <stdio.h>
 #include <string.h>
 
 #include "fragment.h"
+#include "guard.h"
 #include "pipe_private.h"
 #include "reject.h"
 
@@ -34,10 +40,11 @@ static void tell_quota(struct burst *b, enum moat_quota quota, enum moat_reason 
         "the quota of datagrams in fragments is reached",
         "the quota of logged packets a second is reached",
         "the session table is full"};
-    struct moat_event ev = {.type = MOAT_EV_QUOTA, .reason = reason, .value = limit};
+    struct moat_event ev;
 
     if (!moat_slot_may_tell(b->view->slot, quota, b->thread->now_s))
         return;
+    ev = (struct moat_event){.type = MOAT_EV_QUOTA, .reason = reason, .value = limit};
     name_event(b, &ev);
     snprintf(ev.text, sizeof ev.text, "%s: %u", what[quota], limit);
     moat_event_post(&b->engine->events, &ev, false);
@@ -66,24 +73,30 @@ void moat_pipe_log(struct burst *b, const struct moat_pkt *p, const struct moat_
         moat_count(b->counters, MOAT_C_LOG_LOST, 1);
 }
 
-static void count_rule_hit(struct burst *b, const struct moat_match *d)
+static void count_rule_hits(struct burst *b, uint32_t index, uint32_t n)
 {
-    __atomic_fetch_add(&moat_ruleset_hits(b->view->rules)[d->index], 1, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&moat_ruleset_hits(b->view->rules)[index], n, __ATOMIC_RELAXED);
 }
 
-/* What the rules say about packet i.  MOAT_R_NONE: allowed. */
-static enum moat_reason judge(struct burst *b, unsigned i, const struct moat_flow *flow,
-                              struct moat_match *d)
+/* What the rules have said about packet i.  MOAT_R_NONE: allowed. */
+static enum moat_reason heed(struct burst *b, unsigned i, const struct moat_flow *flow,
+                             const struct moat_match *d)
 {
     enum moat_reason reason = MOAT_R_NONE;
 
-    moat_classify(b->view->rules, flow, 1, d);
-    count_rule_hit(b, d);
     if (d->verdict != MOAT_ALLOW)
         reason = d->rule ? MOAT_R_RULE : MOAT_R_DEFAULT;
     if (d->logged)
         moat_pipe_log(b, &b->pkts[i], flow, d, reason, NULL);
     return reason;
+}
+
+static enum moat_reason judge(struct burst *b, unsigned i, const struct moat_flow *flow,
+                              struct moat_match *d)
+{
+    moat_classify(b->view->rules, flow, 1, d);
+    count_rule_hits(b, d->index, 1);
+    return heed(b, i, flow, d);
 }
 
 /* Tells who sent it, as the packet's destination would have. */
@@ -94,7 +107,7 @@ static void answer(struct burst *b, const struct moat_pkt *p)
 
     if (!b->engine->conf.inject || b->view->state == MOAT_SLOT_ENROLLING)
         return;
-    /* The switch floods what it does not know: that was for somebody else. */
+    /* Without anti-spoofing the VM gets what is for others, but does not answer it. */
     if (b->dir == MOAT_TO_VM && memcmp(p->data, b->view->mac, sizeof b->view->mac))
         return;
     len = moat_reject_build(p, frame);
@@ -125,6 +138,17 @@ static void pass_by_rule(struct burst *b, unsigned i, const struct moat_match *d
     moat_pipe_pass(b, i);
 }
 
+/* Packet i is for another MAC, and the rules are not asked: refused. */
+static bool for_another(struct burst *b, unsigned i)
+{
+    enum moat_reason reason =
+        b->dir == MOAT_TO_VM ? moat_guard_to_vm(b->view, &b->pkts[i]) : MOAT_R_NONE;
+
+    if (reason)
+        moat_pipe_refuse(b, i, MOAT_BY_CHECK, reason);
+    return reason;
+}
+
 /* --- new sessions --- */
 
 static bool starts_loose(const struct burst *b, const struct moat_match *d)
@@ -147,23 +171,27 @@ static enum moat_reason open_tcp(struct burst *b, const struct moat_pkt *p,
     return MOAT_R_NONE;
 }
 
-/* A session's first packet, all but the key. */
+/* Its state after the first packet. */
 static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
-                                   const struct moat_match *d, struct moat_session_whole *w)
+                                   const struct moat_match *d, struct moat_session *s)
 {
+    memset(s, 0, sizeof *s);
+    if (p->kind == MOAT_PKT_TCP)
+        return open_tcp(b, p, d, s);
+    if (p->kind == MOAT_PKT_ICMP_QUERY && p->icmp_reply)
+        return MOAT_R_ICMP_REPLY;
+    moat_other_open(s->side, b->dir);
+    return MOAT_R_NONE;
+}
+
+/* And all else. */
+static void fill_session(struct burst *b, unsigned k, const struct moat_match *d,
+                         struct moat_session_whole *w)
+{
+    const struct moat_pkt *p = b->keyed[k];
     struct moat_session *s = &w->s;
 
-    memset(s, 0, sizeof *s);
-    if (p->kind == MOAT_PKT_TCP) {
-        enum moat_reason reason = open_tcp(b, p, d, s);
-
-        if (reason)
-            return reason;
-    } else if (p->kind == MOAT_PKT_ICMP_QUERY && p->icmp_reply) {
-        return MOAT_R_ICMP_REPLY;
-    } else {
-        moat_other_open(s->side, b->dir);
-    }
+    s->key = b->keys[k];
     s->serial = b->view->serial;
     s->seen = w->created = b->thread->now_s;
     s->marks = b->dir == MOAT_TO_VM ? MOAT_SES_MARK_TO_VM : 0;
@@ -172,11 +200,10 @@ static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
     w->packets[b->dir] = 1;
     w->bytes[b->dir] = p->total;
     w->packets[!b->dir] = w->bytes[!b->dir] = 0;
-    if (p->family == MOAT_FAM_IP6) {
+    if (s->key.family == MOAT_FAM_IP6) {
         memcpy(w->local6, b->dir == MOAT_FROM_VM ? p->src : p->dst, 16);
         memcpy(w->remote6, b->dir == MOAT_FROM_VM ? p->dst : p->src, 16);
     }
-    return MOAT_R_NONE;
 }
 
 static void count_opened(struct burst *b, const struct moat_session_whole *fresh)
@@ -250,67 +277,191 @@ static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_se
 }
 
 /* Policy permits it: a session opens on key k, or a quota or the table is against it. */
-static void open_session(struct burst *b, unsigned k, struct moat_session *old,
-                         struct moat_session_whole *fresh, const struct moat_match *d)
+static enum moat_reason open_session(struct burst *b, unsigned k, struct moat_session *old,
+                                     struct moat_session_whole *fresh, const struct moat_match *d)
 {
     unsigned i = b->which[k];
     enum moat_reason reason = check_quotas(b, fresh, !old);
 
-    fresh->s.key = b->keys[k];
     b->keyed[k]->by = MOAT_BY_RULE;
     b->keyed[k]->rule = d->rule;
-    /* Before anybody can meet it: who ends it subtracts. */
-    if (!reason && fresh->s.flags & MOAT_SES_F_HALF_OPEN)
-        __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
-    if (!reason && old && restart(b, k, old, fresh)) {
-        count_opened(b, fresh);
-        moat_pipe_pass(b, i);
-        return;
-    }
-    if (!reason)
+    if (!reason) {
+        fill_session(b, k, d, fresh);
+        /* Before anybody can meet it: who ends it subtracts. */
+        if (fresh->s.flags & MOAT_SES_F_HALF_OPEN)
+            __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
+        if (old && restart(b, k, old, fresh)) {
+            count_opened(b, fresh);
+            moat_pipe_pass(b, i);
+            return MOAT_R_NONE;
+        }
         reason = insert(b, k, fresh);
+    }
     if (reason) {
         moat_pipe_refuse(b, i, MOAT_BY_QUOTA, reason);
         b->keyed[k]->rule = d->rule;
     }
+    return reason;
 }
 
-void moat_open(struct burst *b, unsigned k)
+/* The rules have judged key k's packet.  True: there is a session on its tuple now, for all that is
+ * known here. */
+static bool do_as_judged(struct burst *b, unsigned k, struct moat_session *old,
+                         const struct moat_flow *flow, const struct moat_match *d)
 {
     unsigned i = b->which[k];
-    struct moat_pkt *p = b->keyed[k];
-    struct moat_session *old = NULL;
     struct moat_session_whole fresh;
-    struct moat_match d;
-    struct moat_flow flow;
-    enum moat_reason reason;
-    uint32_t index;
+    enum moat_reason reason = heed(b, i, flow, d);
 
-    if (p->quick) {
-        moat_parse(p);
-        p->by = MOAT_BY_SESSION;
-    }
-    index = moat_session_lookup(b->engine->sessions, &b->keys[k], b->hashes[k], p, b->dir);
-    if (index != MOAT_NO_SESSION) {
-        old = moat_session_at(b->engine->sessions, index);
-        if (!moat_pipe_is_over(b, old, p)) { /* opened by a packet before this one */
-            moat_pipe_track(b, i, old);
-            return;
-        }
-    }
-    moat_pkt_flow(p, b->dir, &flow);
-    reason = judge(b, i, &flow, &d);
     if (reason) {
-        refuse_by_rule(b, i, reason, &d);
-        return;
+        refuse_by_rule(b, i, reason, d);
+        return false;
     }
-    reason = open_state(b, p, &d, &fresh);
+    reason = open_state(b, b->keyed[k], d, &fresh.s);
     if (reason) {
         moat_pipe_refuse(b, i, MOAT_BY_RULE, reason);
-        p->rule = d.rule;
+        b->keyed[k]->rule = d->rule;
+        return false;
+    }
+    return !open_session(b, k, old, &fresh, d);
+}
+
+/* The session of key k, or NULL; it may be over. */
+static struct moat_session *session_of_key(const struct burst *b, unsigned k)
+{
+    uint32_t index =
+        moat_session_lookup(b->engine->sessions, &b->keys[k], b->hashes[k], b->keyed[k], b->dir);
+
+    return index == MOAT_NO_SESSION ? NULL : moat_session_at(b->engine->sessions, index);
+}
+
+/* As moat_pkt_flow(), which the straight line does not know enough for. */
+static void flow_of_key(const struct burst *b, unsigned k, struct moat_flow *f)
+{
+    const struct moat_key *key = &b->keys[k];
+    bool out = b->dir == MOAT_FROM_VM;
+
+    if (key->family != MOAT_FAM_IP4 || (key->proto != 6 && key->proto != 17)) {
+        moat_pkt_flow(b->keyed[k], b->dir, f);
         return;
     }
-    open_session(b, k, old, &fresh, &d);
+    memset(f, 0, sizeof *f);
+    f->dir = (uint8_t)b->dir;
+    f->family = MOAT_FAM_IP4;
+    f->proto = key->proto;
+    f->sport = out ? key->lport : key->rport;
+    f->dport = out ? key->rport : key->lport;
+    memcpy(f->local, &key->local, sizeof key->local);
+    memcpy(f->remote, &key->remote, sizeof key->remote);
+}
+
+static void open_alone(struct burst *b, unsigned k)
+{
+    struct moat_session *s = session_of_key(b, k);
+    struct moat_match d;
+    struct moat_flow flow;
+
+    if (s && !moat_pipe_is_over(b, s, b->keyed[k])) {
+        moat_pipe_track(b, b->which[k], s);
+        return;
+    }
+    if (for_another(b, b->which[k]))
+        return;
+    flow_of_key(b, k, &flow);
+    moat_classify(b->view->rules, &flow, 1, &d);
+    count_rule_hits(b, d.index, 1);
+    do_as_judged(b, k, s, &flow, &d);
+}
+
+/* What is known of a burst's misses before their turn, and the rule that the last ones hit. */
+struct misses {
+    struct moat_session *session[MOAT_BURST_MAX]; /* over; or live, if there is no verdict */
+    struct moat_flow flow[MOAT_BURST_MAX];
+    struct moat_match match[MOAT_BURST_MAX];
+    uint8_t at[MOAT_BURST_MAX]; /* by key: of flow and match */
+    uint32_t judged;            /* bit k: key k has a verdict */
+    uint64_t opened;            /* by six bits of the hash: a session has been opened on it */
+    uint32_t rule, hits;
+};
+
+/* The table is asked again only if the first look was half of one. */
+static void ask_rules(struct burst *b, uint32_t misses, struct misses *m)
+{
+    unsigned n = 0;
+
+    m->judged = 0;
+    for (; misses; misses &= misses - 1) {
+        unsigned k = (unsigned)__builtin_ctz(misses);
+
+        m->session[k] = b->found[k] == MOAT_NO_SESSION ? NULL : session_of_key(b, k);
+        if (m->session[k] && !moat_pipe_is_over(b, m->session[k], b->keyed[k]))
+            continue;
+        flow_of_key(b, k, &m->flow[n]);
+        m->judged |= 1u << k;
+        m->at[k] = (uint8_t)n++;
+    }
+    if (n)
+        moat_classify(b->view->rules, m->flow, n, m->match);
+}
+
+static void count_hit(struct burst *b, struct misses *m, uint32_t rule)
+{
+    if (m->rule != rule && m->hits) {
+        count_rule_hits(b, m->rule, m->hits);
+        m->hits = 0;
+    }
+    m->rule = rule;
+    m->hits++;
+}
+
+static void take_turn(struct burst *b, unsigned k, struct misses *m)
+{
+    uint64_t mark = UINT64_C(1) << (b->hashes[k] >> 58);
+    struct moat_session *s = m->session[k];
+    const struct moat_match *d;
+
+    if (m->opened & mark) /* perhaps by a packet of this tuple before it */
+        s = session_of_key(b, k);
+    if (s && !moat_pipe_is_over(b, s, b->keyed[k])) {
+        moat_pipe_track(b, b->which[k], s);
+        return;
+    }
+    if (for_another(b, b->which[k]))
+        return;
+    if (!(m->judged >> k & 1)) { /* one before it has ended its session */
+        open_alone(b, k);
+        m->opened |= mark;
+        return;
+    }
+    d = &m->match[m->at[k]];
+    count_hit(b, m, d->index);
+    if (do_as_judged(b, k, s, &m->flow[m->at[k]], d))
+        m->opened |= mark;
+}
+
+__attribute__((noinline)) void moat_open(struct burst *b, uint32_t misses)
+{
+    struct misses m;
+    uint32_t ready = 0;
+
+    /* Where nothing opens, nothing is made ready for it: a flood that is refused should be cheap.
+     */
+    for (uint32_t left = misses; left; left &= left - 1) {
+        unsigned k = (unsigned)__builtin_ctz(left);
+
+        if (b->thread->opens || b->found[k] != MOAT_NO_SESSION)
+            ready |= 1u << k;
+    }
+    if (ready)
+        moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, ready);
+    ask_rules(b, misses, &m);
+    m.opened = 0;
+    m.rule = m.hits = 0;
+    for (; misses; misses &= misses - 1)
+        take_turn(b, (unsigned)__builtin_ctz(misses), &m);
+    if (m.hits)
+        count_rule_hits(b, m.rule, m.hits);
+    b->thread->opens = m.opened != 0;
 }
 
 /* --- packets without a session of their own --- */
@@ -334,6 +485,8 @@ void moat_open_stateless(struct burst *b, unsigned i)
         moat_pipe_refuse(b, i, MOAT_BY_CHECK, reason);
         return;
     }
+    if (for_another(b, i))
+        return;
     moat_pkt_flow(&b->pkts[i], b->dir, &flow);
     reason = judge(b, i, &flow, &d);
     if (reason)
@@ -386,6 +539,7 @@ void moat_open_error(struct burst *b, unsigned i)
         return;
     }
     __atomic_fetch_or(&s->marks, MOAT_SES_MARK_ERROR, __ATOMIC_RELAXED);
+    moat_session_touch(b->engine->sessions, s);
     b->pkts[i].by = MOAT_BY_RELATED;
     b->pkts[i].rule = LOAD(&moat_session_cold(b->engine->sessions, s)->rule);
     moat_pipe_pass(b, i);
@@ -419,7 +573,7 @@ static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_
         b->hashes[k] = moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
         if (p->kind == MOAT_PKT_TCP)
             p->tcp = a->tcp; /* as long as is known */
-        moat_open(b, k);
+        open_alone(b, k);
     } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
         moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
     } else {
@@ -465,6 +619,7 @@ static void pass_later(struct burst *b, unsigned i, const struct moat_fragment_a
             return;
         }
         moat_pipe_account(b, s, p, b->dir);
+        moat_session_touch(b->engine->sessions, s);
     }
     p->by = MOAT_BY_FRAGMENT;
     p->rule = s ? LOAD(&moat_session_cold(b->engine->sessions, s)->rule) : 0;
@@ -489,6 +644,8 @@ void moat_open_fragment(struct burst *b, unsigned i)
         moat_pipe_pass(b, i);
         return;
     }
+    if (for_another(b, i)) /* also of a live session: its datagrams count before it is known */
+        return;
     switch (moat_fragment_in(b->engine->fragments, &ctx, p, &a)) {
     case MOAT_FRAGMENT_JUDGE:
         judge_first(b, i, &a);

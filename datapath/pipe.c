@@ -193,6 +193,7 @@ void moat_pipe_track(struct burst *b, unsigned i, struct moat_session *s)
 {
     enum moat_reason reason = track_in(b, s, &b->pkts[i], b->dir);
 
+    moat_session_touch(b->engine->sessions, s);
     if (reason)
         moat_pipe_refuse(b, i, MOAT_BY_SESSION, reason);
     else
@@ -257,11 +258,15 @@ static __attribute__((noinline)) void judge_odd(struct burst *b)
         moat_open_fragment(b, (unsigned)__builtin_ctz(m));
 }
 
-static __attribute__((noinline)) void open_all(struct burst *b, uint32_t misses)
+/* Somebody copies the table while it is in use: all sessions that a packet of the burst may have
+ * met. */
+static __attribute__((noinline)) void touch_all(const struct burst *b)
 {
-    moat_session_prepare(b->engine->sessions, b->thread, b->keys, b->hashes, misses);
-    for (; misses; misses &= misses - 1)
-        moat_open(b, (unsigned)__builtin_ctz(misses));
+    const struct moat_session_table *t = b->engine->sessions;
+
+    for (unsigned k = 0; k < b->n; k++)
+        if (b->found[k] < t->n_sessions)
+            moat_session_touch(t, &t->sessions[b->found[k]]);
 }
 
 static void filter(struct burst *b, unsigned n)
@@ -273,8 +278,10 @@ static void filter(struct burst *b, unsigned n)
         parse_rest(b, front, n);
         misses = look_up_all(b);
     }
+    if (__builtin_expect(LOAD(&b->engine->sessions->watch) != NULL, 0))
+        touch_all(b);
     if (misses)
-        open_all(b, misses);
+        moat_open(b, misses);
     if (__builtin_expect(b->stateless | b->errors | b->fragments, 0))
         judge_odd(b);
 }

@@ -85,8 +85,9 @@ STRAIGHT void moat_pipe_account(const struct burst *b, struct moat_session *s,
 void moat_pipe_track(struct burst *, unsigned i, struct moat_session *s);
 bool moat_pipe_is_over(const struct burst *, const struct moat_session *, const struct moat_pkt *);
 
-/* open.c: the packet of key k has no live session, or not where it was looked for. */
-void moat_open(struct burst *, unsigned k);
+/* open.c: the packets of these keys have no live session, or not where it was looked for, or come
+ * behind such a one.  b->found[k] is MOAT_NO_SESSION if it was looked for everywhere. */
+void moat_open(struct burst *, uint32_t misses);
 
 /* open.c: packets without a session of their own. */
 void moat_open_stateless(struct burst *, unsigned i);

@@ -9,6 +9,7 @@
 
 #include "classify.h"
 #include "engine.h"
+#include "session_private.h"
 
 void moat_session_flow(const struct moat_session_table *t, const struct moat_session *s,
                        struct moat_flow *f)
@@ -48,6 +49,7 @@ bool moat_rejudge(struct moat_session_table *t, const struct moat_view *v, uint6
     if (d.verdict != MOAT_ALLOW) {
         uint8_t before = __atomic_fetch_or(&s->flags, MOAT_SES_F_CUT, __ATOMIC_RELAXED);
 
+        moat_session_touch(t, s);
         if (!(before & MOAT_SES_F_CUT))
             moat_count(counters, MOAT_C_SESSIONS_CUT, 1);
         return false;

@@ -567,6 +567,8 @@ static void view(struct moat_ruleset *rs, const struct moat_ruleset_head *h)
     rs->v4_class = moat_ruleset_at(h, rs->body->v4_class_off);
     rs->v6_start = moat_ruleset_at(h, rs->body->v6_start_off);
     rs->v6_class = moat_ruleset_at(h, rs->body->v6_class_off);
+    rs->fallback =
+        (struct moat_rule){.action = rs->body->default_action, .flags = rs->body->default_flags};
 }
 
 struct moat_ruleset *moat_ruleset_create(const void *blob)

@@ -70,6 +70,7 @@ struct moat_ruleset {
     struct block_tree v4;
     uint16_t *rank; /* of a destination port among all edges of ranges; NULL: no list has trees */
     struct forest forest;
+    struct moat_rule fallback; /* the default as a rule */
     struct rule_list lists[N_LISTS];
 };
 

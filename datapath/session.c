@@ -112,7 +112,7 @@ static uint64_t fold6(const struct moat_session_table *t, const uint8_t *a)
 
 /* Symmetric in (local, lport) and (remote, rport).  For ICMP only the identifier counts:
  * the other half of the pair differs between the two slots. */
-static uint64_t tuple_hash(const struct moat_session_table *t, const struct moat_key *k)
+uint64_t moat_session_hash(const struct moat_session_table *t, const struct moat_key *k)
 {
     bool icmp = k->proto == 1 || k->proto == 58;
 
@@ -160,7 +160,7 @@ uint64_t moat_session_key(const struct moat_session_table *t, const struct moat_
         k->lport = dir == MOAT_FROM_VM ? p->sport : p->dport;
         k->rport = dir == MOAT_FROM_VM ? p->dport : p->sport;
     }
-    return tuple_hash(t, k);
+    return moat_session_hash(t, k);
 }
 
 static inline uint32_t match_ways(const struct moat_bucket *b, uint16_t tag)
@@ -334,7 +334,7 @@ static bool native(const struct moat_session_table *t, uint32_t at, unsigned i, 
     /* It may be another stripe's, and on its way out: then it does not match. */
     k = &t->sessions[*index].key;
     tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
-    hash = tuple_hash(t, k);
+    hash = moat_session_hash(t, k);
     *second = second_bucket(t, hash, tag);
     return moat_session_bucket(t, hash) == at && moat_session_way(hash, tag) == *way &&
            *second != at;
@@ -502,6 +502,7 @@ void moat_session_admitted(struct moat_session_table *t, struct moat_session *s,
     STORE(&c->rule, rule);
     STORE(&c->generation, (uint32_t)generation);
     STORE(&s->serial, serial);
+    moat_session_touch(t, s);
 }
 
 uint8_t moat_session_renew(struct moat_session_table *t, struct moat_session *s,
@@ -527,6 +528,7 @@ uint8_t moat_session_renew(struct moat_session_table *t, struct moat_session *s,
     STORE(&s->marks, marks_of(t, w->s.marks, w->generation));
     STORE(&s->serial, w->s.serial);
     __atomic_store_n(&s->flags, w->s.flags, __ATOMIC_RELEASE);
+    moat_session_touch(t, s);
     return before;
 }
 
@@ -618,6 +620,7 @@ uint32_t moat_session_insert(struct moat_session_table *t, struct moat_thread *t
     write_entry(t, index, s);
     if (link_entry(t, hash, k->tag, index)) {
         __atomic_store_n(&t->sessions[index].key.tag, k->tag, __ATOMIC_RELEASE);
+        moat_session_touch(t, &t->sessions[index]);
     } else {
         moat_session_untake(t, thread, index);
         index = MOAT_NO_SESSION;
@@ -652,7 +655,7 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     if (t->n_limbo == t->max_limbo || !__atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE) ||
         !over(aux, s))
         return false;
-    hash = tuple_hash(t, &s->key);
+    hash = moat_session_hash(t, &s->key);
     moat_session_lock(t, hash);
     tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
     way = moat_session_way(hash, tag);
@@ -662,6 +665,7 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
         if (!unlink_from(&t->buckets[moat_session_bucket(t, hash)], way, index))
             unlink_from(&t->buckets[second_bucket(t, hash, tag)], way, index);
         t->limbo[t->n_limbo++] = index;
+        moat_session_touch(t, s);
     }
     moat_session_unlock(t, hash);
     return gone;
@@ -675,6 +679,11 @@ enum moat_timer moat_session_timer(const struct moat_session *s)
         (s->key.proto == 1 || s->key.proto == 58))
         return MOAT_T_ICMP_ERROR;
     return moat_other_timer(s->side, s->key.family, s->key.proto);
+}
+
+void moat_session_table_watch(struct moat_session_table *t, struct moat_session_watch *w)
+{
+    __atomic_store_n(&t->watch, w, __ATOMIC_RELEASE);
 }
 
 /* --- recovery --- */
@@ -695,7 +704,7 @@ static bool recover_entry(struct moat_session_table *t, uint32_t index)
     static const uint8_t none[32];
     struct moat_session *s = &t->sessions[index];
     const uint8_t *addrs6 = moat_session_addresses(t, s);
-    uint64_t hash = tuple_hash(t, &s->key);
+    uint64_t hash = moat_session_hash(t, &s->key);
 
     if (!addrs6)
         addrs6 = none;

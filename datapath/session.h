@@ -91,6 +91,9 @@ struct moat_session {
 /* The rest.  Threads: atomic words; of a live entry whoever holds its lock or cuts it writes
  * rule, created and generation, packet threads carry into the counters. */
 struct moat_session_cold {
+#ifdef MOAT_OTHER_LAYOUT /* for tests of what happens between two layouts */
+    uint64_t other;
+#endif
     uint32_t rule;       /* id of the rule that admitted it */
     uint32_t created;    /* engine clock, seconds.  Of a dead entry: nothing */
     uint32_t generation; /* of the policy that admitted it, low half */
@@ -123,7 +126,9 @@ struct moat_session_whole {
 _Static_assert(sizeof(struct moat_bucket) == 64, "one line");
 _Static_assert(sizeof(struct moat_key) == 20, "compared as words");
 _Static_assert(sizeof(struct moat_session) == 64, "one line");
+#ifndef MOAT_OTHER_LAYOUT
 _Static_assert(sizeof(struct moat_session_cold) == 24, "96 bytes a session, all told");
+#endif
 _Static_assert(MOAT_TALLY_BYTES == MOAT_TALLY_PKT_BITS + 1, "behind the carry");
 
 /* Empty until one of moat_session_table_recover() and moat_session_table_resume(). */
@@ -134,6 +139,9 @@ void moat_session_table_destroy(struct moat_session_table *);
  * IP).  Pure but for the salt. */
 uint64_t moat_session_key(const struct moat_session_table *, const struct moat_pkt *, enum moat_dir,
                           uint32_t tag, struct moat_key *);
+
+/* Of a key of this table, what moat_session_key() returned with it. */
+uint64_t moat_session_hash(const struct moat_session_table *, const struct moat_key *);
 
 /* Looks up n <= 32 keys; pkts give the full IPv6 addresses.  out[i] is the index of the
  * session or MOAT_NO_SESSION.  Found sessions stay valid until the burst ends. */
@@ -250,6 +258,11 @@ uint32_t moat_session_table_recover(struct moat_session_table *,
  * process left: what is in it is believed. */
 void moat_session_table_leave(struct moat_session_table *);
 bool moat_session_table_resume(struct moat_session_table *);
+
+/* From now on what changes is noted there (session_watch.h); NULL: no longer.  Who was in a burst
+ * before may not know yet. */
+struct moat_session_watch;
+void moat_session_table_watch(struct moat_session_table *, struct moat_session_watch *);
 
 uint32_t moat_session_table_size(const struct moat_session_table *);
 uint32_t moat_session_table_used(const struct moat_session_table *);

@@ -3,7 +3,8 @@
 #define MOAT_DP_SESSION_PRIVATE_H 1
 
 /* The table's body and the first steps of a look-up, for session.c and session_free.c, and for the
- * live path of the pipe, which has them inline.  Nobody else. */
+ * live path of the pipe, which has them inline; and who changes sessions says so here.  Nobody
+ * else. */
 
 #include <stdint.h>
 
@@ -14,6 +15,7 @@
 #include "hash.h"
 #include "mapping.h"
 #include "session.h"
+#include "session_watch.h"
 
 #define MOAT_SESSION_STRIPES 1024
 
@@ -32,6 +34,7 @@ struct moat_session_table {
     struct moat_hash_seed seed;
     struct moat_mapping_head *head; /* the free lists are there, under free_lock */
     uint8_t free_lock;
+    struct moat_session_watch *watch; /* atomic; NULL: nobody wants to know what changes */
 
     /* Control thread: removed and waiting, room for max_limbo; [0, n_old) wait for `token`. */
     uint32_t *limbo, max_limbo, n_limbo, n_old;
@@ -114,6 +117,16 @@ static inline uint32_t moat_session_candidate(const struct moat_bucket *b, uint1
     uint32_t index = __atomic_load_n(&b->index[(unsigned)__builtin_ctzll(ways)], __ATOMIC_RELAXED);
 
     return index < n_sessions ? index : 0;
+}
+
+/* A session has changed. */
+static inline void moat_session_touch(const struct moat_session_table *t,
+                                      const struct moat_session *s)
+{
+    struct moat_session_watch *w = __atomic_load_n(&t->watch, __ATOMIC_ACQUIRE);
+
+    if (__builtin_expect(w != NULL, 0))
+        moat_session_watch_set(w, (uint32_t)(s - t->sessions));
 }
 
 /* --- session_free.c --- */

@@ -27,29 +27,13 @@
 #include "engine.h"
 #include "mapping.h"
 #include "ruleset.h"
+#include "slot_private.h"
 #include "slot_rec.h"
 #include "sweep.h"
 
-#define RARPS_PER_SECOND 10
-#define ANSWERS_PER_SECOND 100
 #define MIN_HALF_OPEN 64
 #define SILENT_AGENT_MS 2000 /* after the hold: then the engine decides alone */
 #define WAIT_MS_MAX 5000
-
-static struct moat_slot_rec *rec_of(struct moat_engine *e, const struct moat_slot *s)
-{
-    return &e->map->slots[s->index];
-}
-
-static const struct moat_slot_conf *conf_of(const struct moat_slot_rec *r)
-{
-    return &r->conf[r->conf_index & 1];
-}
-
-static uint64_t now_us(const struct moat_engine *e)
-{
-    return moat_engine_now_ms(e) * 1000;
-}
 
 static void post(struct moat_engine *e, enum moat_event_type type, const struct moat_slot *s,
                  const struct moat_port *p, int64_t value, const char *text)
@@ -121,32 +105,37 @@ static void own_addresses(struct moat_slot *s, struct moat_slot_rec *r, struct m
     }
 }
 
-/* Ends a change: publishes what the record says and waits until no thread uses the old view. */
-static void refresh(struct moat_engine *e, struct moat_slot *s)
+void moat_slot_publish_view(struct moat_engine *e, struct moat_slot *s)
 {
     struct moat_slot_rec *r = rec_of(e, s);
     const struct moat_slot_conf *c = conf_of(r);
     struct moat_view *v = s->view == &s->views[0] ? &s->views[1] : &s->views[0];
 
-    moat_slot_rec_commit(r);
     if (!r->used) {
         __atomic_store_n(&s->view, NULL, __ATOMIC_RELEASE);
-    } else {
-        memset(v, 0, sizeof *v);
-        v->state = r->unplugged ? MOAT_SLOT_BLOCKED : (uint8_t)r->state;
-        memcpy(v->mac, c->mac, sizeof v->mac);
-        own_addresses(s, r, v);
-        v->index = s->index;
-        v->tag = slot_tag(s, r);
-        v->serial = r->serial;
-        v->pickup_until = r->pickup_until;
-        v->settings = c->settings;
-        resolve_quotas(e, v);
-        v->rules = s->rules;
-        v->slot = s;
-        v->learnt = r->learnt;
-        __atomic_store_n(&s->view, v, __ATOMIC_RELEASE);
+        return;
     }
+    memset(v, 0, sizeof *v);
+    v->state = r->unplugged ? MOAT_SLOT_BLOCKED : (uint8_t)r->state;
+    memcpy(v->mac, c->mac, sizeof v->mac);
+    own_addresses(s, r, v);
+    v->index = s->index;
+    v->tag = slot_tag(s, r);
+    v->serial = r->serial;
+    v->pickup_until = r->pickup_until;
+    v->settings = c->settings;
+    resolve_quotas(e, v);
+    v->rules = s->rules;
+    v->slot = s;
+    v->learnt = r->learnt;
+    __atomic_store_n(&s->view, v, __ATOMIC_RELEASE);
+}
+
+/* Ends a change: publishes what the record says and waits until no thread uses the old view. */
+static void refresh(struct moat_engine *e, struct moat_slot *s)
+{
+    moat_slot_rec_commit(rec_of(e, s));
+    moat_slot_publish_view(e, s);
     moat_qsbr_synchronize(&e->qsbr);
     if (s->voided) {
         /* Bursts on the old view have ended; one on the new view may have opened its first
@@ -236,7 +225,7 @@ static struct moat_slot *find_slot_by_path(struct moat_engine *e, const char *pa
     return NULL;
 }
 
-static void bind_port(struct moat_slot *s, struct moat_port *p)
+void moat_port_bind(struct moat_slot *s, struct moat_port *p)
 {
     s->port = p;
     __atomic_store_n(&p->slot, s, __ATOMIC_RELEASE);
@@ -251,7 +240,7 @@ static void unbind_port(struct moat_engine *e, struct moat_slot *s)
     }
 }
 
-static struct moat_port *new_port(struct moat_engine *e, const char *path)
+struct moat_port *moat_port_create(struct moat_engine *e, const char *path)
 {
     struct moat_port *p = calloc(1, sizeof *p);
     struct moat_port **ports = realloc(e->ports, (e->n_ports + 1) * sizeof *ports);
@@ -265,6 +254,8 @@ static struct moat_port *new_port(struct moat_engine *e, const char *path)
     }
     snprintf(p->path, sizeof p->path, "%s", path);
     p->engine = e;
+    p->vid = -1;
+    p->index = e->n_ports;
     e->ports[e->n_ports++] = p;
     return p;
 }
@@ -292,10 +283,10 @@ struct moat_port *moat_port_register(struct moat_engine *e, const char *path)
         }
         post(e, MOAT_EV_REPLUGGED, s, p, 0, NULL);
     } else {
-        p = new_port(e, path);
+        p = moat_port_create(e, path);
         s = p ? find_slot_by_path(e, path) : NULL;
         if (s && !s->port)
-            bind_port(s, p);
+            moat_port_bind(s, p);
         if (p)
             post(e, MOAT_EV_PORT, s, p, 0, NULL);
     }
@@ -400,28 +391,6 @@ bool moat_port_holds(const struct moat_port *p)
     return v && __atomic_load_n(&v->state, __ATOMIC_RELAXED) == MOAT_SLOT_ARRIVING;
 }
 
-bool moat_port_info(struct moat_engine *e, uint32_t index, struct moat_port_info *out)
-{
-    bool ok = false;
-
-    memset(out, 0, sizeof *out);
-    pthread_mutex_lock(&e->lock);
-    if (index < e->n_ports) {
-        const struct moat_port *p = e->ports[index];
-
-        memcpy(out->path, p->path, sizeof out->path);
-        out->connected = p->connected;
-        out->running = p->running;
-        out->replugged = p->replugged;
-        out->claimed = p->slot && !rec_of(e, p->slot)->unplugged;
-        if (p->slot)
-            memcpy(out->vnic, conf_of(rec_of(e, p->slot))->vnic, sizeof out->vnic);
-        ok = true;
-    }
-    pthread_mutex_unlock(&e->lock);
-    return ok;
-}
-
 /* --- requests of the agent --- */
 
 static int find_index(struct moat_engine *e, const char *vnic)
@@ -443,7 +412,7 @@ int moat_slot_find(struct moat_engine *e, const char *vnic)
 }
 
 /* The slot of a vNIC with the lock held, or NULL with err set and the lock released. */
-static struct moat_slot *lock_slot(struct moat_engine *e, const char *vnic, char *err, size_t n)
+struct moat_slot *moat_slot_lock(struct moat_engine *e, const char *vnic, char *err, size_t n)
 {
     int i;
 
@@ -536,7 +505,7 @@ static void refresh_at(struct moat_engine *e, struct moat_slot *s, const char *p
         unbind_port(e, s);
     refresh(e, s);
     if (p && s->port != p)
-        bind_port(s, p);
+        moat_port_bind(s, p);
 }
 
 int moat_slot_claim(struct moat_engine *e, const struct moat_slot_conf *c, char *err, size_t n)
@@ -597,7 +566,7 @@ out:
 
 int moat_slot_release(struct moat_engine *e, const char *vnic, char *err, size_t n)
 {
-    struct moat_slot *s = lock_slot(e, vnic, err, n);
+    struct moat_slot *s = moat_slot_lock(e, vnic, err, n);
 
     if (!s)
         return -ENOENT;
@@ -634,7 +603,7 @@ static bool may_change(enum moat_slot_state from, enum moat_slot_state to)
 
 int moat_slot_set_state(struct moat_engine *e, const struct moat_ctl_state *st, char *err, size_t n)
 {
-    struct moat_slot *s = lock_slot(e, st->vnic, err, n);
+    struct moat_slot *s = moat_slot_lock(e, st->vnic, err, n);
     struct moat_slot_rec *r;
     int rc = 0;
 
@@ -708,7 +677,7 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
     }
     if (moat_ruleset_check(blob, len, err, n))
         return -EINVAL;
-    s = lock_slot(e, vnic, err, n);
+    s = moat_slot_lock(e, vnic, err, n);
     if (!s)
         return -ENOENT;
     r = rec_of(e, s);
@@ -741,7 +710,7 @@ int moat_slot_publish(struct moat_engine *e, const char *vnic, const void *blob,
 
 int moat_slot_flush(struct moat_engine *e, const char *vnic, char *err, size_t n)
 {
-    struct moat_slot *s = lock_slot(e, vnic, err, n);
+    struct moat_slot *s = moat_slot_lock(e, vnic, err, n);
 
     if (!s)
         return -ENOENT;
@@ -754,7 +723,7 @@ int moat_slot_flush(struct moat_engine *e, const char *vnic, char *err, size_t n
 
 int moat_slot_handed_over(struct moat_engine *e, const char *vnic, char *err, size_t n)
 {
-    struct moat_slot *s = lock_slot(e, vnic, err, n);
+    struct moat_slot *s = moat_slot_lock(e, vnic, err, n);
 
     if (!s)
         return -ENOENT;
@@ -762,107 +731,6 @@ int moat_slot_handed_over(struct moat_engine *e, const char *vnic, char *err, si
     pthread_cond_broadcast(&e->handed_over);
     pthread_mutex_unlock(&e->lock);
     return 0;
-}
-
-bool moat_slot_info(struct moat_engine *e, uint32_t index, struct moat_slot_info *out)
-{
-    const struct moat_slot_rec *r;
-    const struct moat_slot *s;
-    bool used;
-
-    memset(out, 0, sizeof *out);
-    if (index >= e->conf.n_slots)
-        return false;
-    pthread_mutex_lock(&e->lock);
-    r = &e->map->slots[index];
-    s = &e->slots[index];
-    used = r->used;
-    if (used) {
-        out->conf = *conf_of(r);
-        out->conf.epoch = r->epoch;
-        out->state = s->view->state;
-        out->ready = s->ready;
-        out->has_port = s->port != NULL;
-        if (s->port) {
-            out->connected = s->port->connected;
-            out->running = s->port->running;
-            out->precopy = s->port->logging;
-        }
-        out->index = index;
-        out->sessions = __atomic_load_n(&s->sessions, __ATOMIC_RELAXED);
-        out->half_open = __atomic_load_n(&s->half_open, __ATOMIC_RELAXED);
-        if (r->state == MOAT_SLOT_ENROLLING && r->enroll_until > now_us(e) / 1000000)
-            out->enroll_left_s = r->enroll_until - (uint32_t)(now_us(e) / 1000000);
-        out->n_learnt = s->n_learnt;
-        for (unsigned i = 0; i < s->n_learnt; i++)
-            out->learnt[i] = s->view->addrs[s->view->n_addrs - s->n_learnt + i];
-        out->serial = r->serial;
-        if (s->rules) {
-            const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
-
-            out->has_ruleset = 1;
-            out->n_rules = moat_ruleset_body(h)->n_rules;
-            out->generation = h->generation;
-            memcpy(out->digest, h->digest, sizeof out->digest);
-        }
-    }
-    pthread_mutex_unlock(&e->lock);
-    return used;
-}
-
-void *moat_slot_ruleset(struct moat_engine *e, const char *vnic, size_t *len)
-{
-    char err[128];
-    struct moat_slot *s = lock_slot(e, vnic, err, sizeof err);
-    void *copy = NULL;
-
-    if (!s) {
-        errno = ENOENT;
-        return NULL;
-    }
-    if (!s->rules) {
-        errno = ENODATA;
-    } else {
-        const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
-
-        copy = malloc(h->size);
-        if (copy) {
-            memcpy(copy, h, h->size);
-            *len = h->size;
-        }
-    }
-    pthread_mutex_unlock(&e->lock);
-    return copy;
-}
-
-int moat_slot_hits(struct moat_engine *e, const char *vnic, uint32_t first, uint32_t max,
-                   struct moat_rule_hit *out, uint32_t *next)
-{
-    char err[128];
-    struct moat_slot *s = lock_slot(e, vnic, err, sizeof err);
-    int n = 0;
-
-    *next = 0;
-    if (!s)
-        return -ENOENT;
-    if (s->rules) {
-        const struct moat_ruleset_head *h = moat_ruleset_head(s->rules);
-        uint32_t n_rules = moat_ruleset_body(h)->n_rules;
-        const struct moat_rule *rules = moat_ruleset_at(h, moat_ruleset_body(h)->rules_off);
-        uint64_t *hits = moat_ruleset_hits(s->rules);
-
-        for (uint32_t i = first; i <= n_rules; i++) {
-            if ((uint32_t)n == max) {
-                *next = i;
-                break;
-            }
-            out[n].rule = i < n_rules ? rules[i].id : 0;
-            out[n].pad = 0;
-            out[n++].hits = __atomic_load_n(&hits[i], __ATOMIC_RELAXED);
-        }
-    }
-    pthread_mutex_unlock(&e->lock);
-    return n;
 }
 
 /* --- housekeeping and recovery --- */
@@ -1025,39 +893,4 @@ uint32_t moat_slots_recover(struct moat_engine *e)
         n++;
     }
     return n;
-}
-
-static bool take_token(struct moat_tokens *t, uint32_t now_s, uint32_t per_second)
-{
-    if (__atomic_load_n(&t->second, __ATOMIC_RELAXED) != now_s) {
-        __atomic_store_n(&t->second, now_s, __ATOMIC_RELAXED);
-        __atomic_store_n(&t->taken, 0, __ATOMIC_RELAXED);
-    }
-    return __atomic_fetch_add(&t->taken, 1, __ATOMIC_RELAXED) < per_second;
-}
-
-bool moat_slot_may_log(struct moat_slot *s, uint32_t now_s, uint32_t per_second)
-{
-    return take_token(&s->logs, now_s, per_second);
-}
-
-bool moat_slot_may_announce(struct moat_slot *s, uint32_t now_s)
-{
-    return take_token(&s->rarps, now_s, RARPS_PER_SECOND);
-}
-
-bool moat_slot_may_open(struct moat_slot *s, uint32_t now_s, uint32_t per_second)
-{
-    return per_second == MOAT_DEFAULT_NEW || take_token(&s->opens, now_s, per_second);
-}
-
-bool moat_slot_may_answer(struct moat_slot *s, uint32_t now_s)
-{
-    return take_token(&s->answers, now_s, ANSWERS_PER_SECOND);
-}
-
-bool moat_slot_may_tell(struct moat_slot *s, enum moat_quota quota, uint32_t now_s)
-{
-    return __atomic_load_n(&s->told[quota], __ATOMIC_RELAXED) != now_s &&
-           __atomic_exchange_n(&s->told[quota], now_s, __ATOMIC_RELAXED) != now_s;
 }

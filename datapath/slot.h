@@ -19,6 +19,7 @@
 
 #include "moat/ctl.h"
 
+#include "pending.h"
 #include "ruleset.h"
 #include "session.h"
 
@@ -96,7 +97,10 @@ struct moat_port {
     struct moat_slot *slot; /* atomic; NULL: unclaimed */
     struct moat_engine *engine;
     bool connected, running, logging, replugged;
-    void *host; /* the hook's own */
+    uint32_t index;              /* in the engine's list */
+    int vid;                     /* the hook's: of the running device; -1: none.  Atomic */
+    struct moat_pending pending; /* the hook's */
+    void *host;                  /* its user's own; not handed over */
 };
 
 /* Called by the hook before the vhost driver of this path starts.  Creates the port

@@ -132,6 +132,8 @@ static const char *value_name(const struct moat_event *ev)
         return "packets";
     case MOAT_EV_CUT:
         return "sessions";
+    case MOAT_EV_REPLACED:
+        return "packets-waited-us";
     default:
         return "value";
     }
@@ -162,6 +164,8 @@ static struct words words_for(const struct moat_event *ev)
         if (ev->value)
             return (struct words){"sessions-cut", "quarantine has ended sessions", SEV_NOTICE};
         break;
+    case MOAT_EV_REPLACED:
+        return (struct words){"engine-replaced", "another engine took over", SEV_NOTICE};
     case MOAT_EV_REFUSED:
         return (struct words){"refused", "the fast path refused a request or a record",
                               SEV_WARNING};

@@ -3,7 +3,8 @@
 #define MOAT_AGENT_ENGINE_H 1
 
 /* The fast path as the agent sees it: two connections (requests, events), made
- * again when lost, and a copy of the lists of slots and ports. */
+ * again when lost, and a copy of the lists of slots and ports.  An engine that takes over from
+ * another in the same process is the same fast path: it was never away. */
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -20,8 +21,9 @@ void engine_wait(void);
 void engine_exit(void);
 
 bool engine_up(void);
-unsigned engine_generation(void); /* counts connections: a change means that it was away */
-struct moat_ctl *engine_ctl(void);   /* NULL if it is not up */
+unsigned
+engine_generation(void); /* counts connections: a change means that it was away or replaced */
+struct moat_ctl *engine_ctl(void); /* NULL if it is not up */
 const char *engine_error(void);
 void engine_touch(void);   /* the lists are stale: we changed something */
 void engine_refresh(void); /* ... and are needed now */

@@ -81,7 +81,7 @@ static bool fill_policy(struct vnic *v, struct wire *w, void **blob)
     w->enroll_left_s = s->state == MOAT_SLOT_ENROLLING ? MIN(s->enroll_left_s, MOAT_ENROLL_MAX) : 0;
     w->conf.epoch = w->epoch = v->mig.epoch;
     int rc = moat_ctl_ruleset_get(engine_ctl(), v->id, blob, &len);
-    if (rc && rc != -ENOENT && moat_ctl_is_dead(engine_ctl()))
+    if (rc && rc != -ENOENT && !engine_up())
         return false;
     if (!rc && len >= sizeof(struct moat_ruleset_head)) {
         const struct moat_ruleset_head *h = *blob;

@@ -29,12 +29,22 @@ static struct vlog_rate_limit rl = VLOG_RATE_LIMIT_INIT(20, 60);
 #define RETRY_MS 1000      /* after the engine refused something */
 #define DIFF_ALARM_MS 1000 /* a difference that lasts so long is an alarm */
 
+static bool is_lost(int rc)
+{
+    return rc == -ECONNRESET || rc == -EPIPE || rc == -ENOTCONN;
+}
+
 /* Notes a refusal of the engine; false then. */
 bool vnic_ok(struct vnic *v, int rc, const char *what)
 {
     engine_touch();
     if (!rc)
         return true;
+    if (is_lost(rc) && engine_up()) {
+        VLOG_INFO("%s: %s: the engine was replaced meanwhile; once more", v->id, what);
+        v->claim_at = 0;
+        return false;
+    }
     const char *why = engine_up() ? engine_error() : "the fast path is away";
     snprintf(v->io_problem, sizeof v->io_problem, "%s: %.150s", what, why);
     VLOG_WARN_RL(&rl, "%s: %s: %s", v->id, what, why);
@@ -323,7 +333,7 @@ static void fix(struct vnic *v, unsigned diff, const struct reconcile_want *want
         good = vnic_publish(v, blob, len);
     if (good)
         v->io_problem[0] = '\0';
-    v->fix_at = time_msec() + (good ? 0 : RETRY_MS);
+    v->fix_at = good ? 0 : v->claim_at; /* as vnic_ok() has set it */
     engine_refresh();
 }
 

@@ -64,6 +64,7 @@ struct cli {
     const char *ctl_path;
     const char *private_key, *certificate, *ca_cert;
     bool json;
+    bool has_timeout; /* somebody said how long */
     int timeout_s;
     const char *const *args; /* after the command's own words */
     size_t n_args;
@@ -103,9 +104,9 @@ bool cli_number(const struct cli *, enum cli_option, int64_t min, int64_t max, i
 /* The values of a repeatable option, one after the other: *i starts at 0.  NULL: no more. */
 const char *cli_next(const struct cli *, enum cli_option, size_t *i);
 
-extern const struct cli_command capture_commands[], event_commands[], host_commands[],
-    migration_commands[], network_commands[], policy_commands[], replay_commands[],
-    rule_commands[], session_commands[], slot_commands[], status_commands[], trace_commands[],
-    vm_commands[]; /* each ends with a NULL name */
+extern const struct cli_command capture_commands[], engine_commands[], event_commands[],
+    host_commands[], migration_commands[], network_commands[], policy_commands[],
+    replay_commands[], rule_commands[], session_commands[], slot_commands[], status_commands[],
+    trace_commands[], vm_commands[]; /* each ends with a NULL name */
 
 #endif /* control/cli/cli.h */

@@ -24,22 +24,27 @@ int engine_try_open(const struct cli *cli, struct moat_ctl **c, char *why, size_
     return rc;
 }
 
+void engine_say_unreachable(const struct cli *cli, int rc, const char *why)
+{
+    cli_error("cannot reach the engine at %s: %s", cli->ctl_path, *why ? why : ovs_strerror(-rc));
+    if (rc == -EACCES || rc == -EPERM)
+        cli_hint("Only root may talk to it.");
+    else if (rc == -EPROTONOSUPPORT)
+        cli_hint("The engine and moatctl are of different versions. To take the engine that is "
+                 "installed into the switch: moatctl engine replace");
+    else
+        cli_hint(
+            "Is ovs-vswitchd running with libmoat.so? Another socket: --ctl=PATH or MOAT_CTL.");
+}
+
 bool engine_open(const struct cli *cli, struct moat_ctl **c)
 {
     char why[512] = "";
     int rc = engine_try_open(cli, c, why, sizeof why);
 
-    if (!rc)
-        return true;
-    cli_error("cannot reach the engine at %s: %s", cli->ctl_path, *why ? why : ovs_strerror(-rc));
-    if (rc == -EACCES || rc == -EPERM)
-        cli_hint("Only root may talk to it.");
-    else if (rc == -EPROTONOSUPPORT)
-        cli_hint("Moat and moatctl are of different versions: install one version of both.");
-    else
-        cli_hint(
-            "Is ovs-vswitchd running with libmoat.so? Another socket: --ctl=PATH or MOAT_CTL.");
-    return false;
+    if (rc)
+        engine_say_unreachable(cli, rc, why);
+    return !rc;
 }
 
 int engine_say(const struct cli *cli, const struct moat_ctl *c)

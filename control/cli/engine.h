@@ -15,6 +15,7 @@
 int engine_try_open(const struct cli *, struct moat_ctl **, char *why, size_t why_size);
 /* The same, but says what went wrong and what to do. */
 bool engine_open(const struct cli *, struct moat_ctl **);
+void engine_say_unreachable(const struct cli *, int rc, const char *why);
 /* Says that a request failed; returns CLI_FAILED. */
 int engine_say(const struct cli *, const struct moat_ctl *);
 

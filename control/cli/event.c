@@ -190,6 +190,7 @@ static const char *type_name(unsigned type)
         [MOAT_EV_LEARNT] = "address-learnt",
         [MOAT_EV_ENROLLED] = "enrolled",
         [MOAT_EV_CUT] = "sessions-cut",
+        [MOAT_EV_REPLACED] = "engine-replaced",
     };
 
     return type < ARRAY_SIZE(names) && names[type] ? names[type] : "?";
@@ -234,10 +235,13 @@ static char *event_message(const struct moat_event *e)
         s = xstrdup(
             moat_slot_state_name(e->value < 0 || e->value > 255 ? 255 : (unsigned)e->value));
         break;
-    case MOAT_EV_OPENED: {
+    case MOAT_EV_OPENED:
+    case MOAT_EV_REPLACED: {
         char *held = text_microseconds(e->value);
 
-        s = xasprintf("packets were held for %s", held);
+        s = xasprintf(e->type == MOAT_EV_OPENED ? "packets were held for %s"
+                                                : "packets had to wait for %s",
+                      held);
         free(held);
         break;
     }
@@ -306,9 +310,48 @@ static void put_local(struct out *o, const struct moat_event *e)
     free(message);
 }
 
-/* Prints what is there; counts down *left.  False: the connection is gone. */
+/* The engine's own event may have come before we listened; what HELLO says is never lost. */
+static void put_replaced(struct out *o, const struct moat_ctl_hello *h)
+{
+    struct moat_event e = {
+        .type = MOAT_EV_REPLACED, .time_us = (uint64_t)time_wall_usec(), .value = h->gate_us};
+
+    ovs_strlcpy(e.text, h->engine, sizeof e.text);
+    put_local(o, &e);
+    out_flush(o, stdout);
+    fflush(stdout);
+}
+
+/* The connection has ended.  If that is because another engine took over, says so and goes on with
+ * it. */
+static bool follow_engine(const struct cli *cli, struct moat_ctl **c, struct out *o, uint64_t *last,
+                          int64_t *left)
+{
+    const struct moat_ctl_hello *was = moat_ctl_hello(*c), *is;
+    struct moat_ctl *fresh;
+    char why[512];
+
+    if (engine_try_open(cli, &fresh, why, sizeof why))
+        return false;
+    is = moat_ctl_hello(fresh);
+    if (is->pid != was->pid || is->replacements <= was->replacements || moat_ctl_subscribe(fresh)) {
+        moat_ctl_close(fresh);
+        return false;
+    }
+    moat_ctl_close(*c);
+    *c = fresh;
+    *last = 0; /* it counts anew */
+    if (!cli->opts[CLI_OPT_VNIC]) {
+        put_replaced(o, is);
+        --*left;
+    }
+    return true;
+}
+
+/* Prints what is there; counts down *left.  False: the connection is gone.  is_told: that the
+ * engine at its other end took over. */
 static bool drain(const struct cli *cli, struct moat_ctl *c, struct out *o, uint64_t *last,
-                  int64_t *left)
+                  int64_t *left, bool is_told)
 {
     const char *vnic = cli->opts[CLI_OPT_VNIC];
     struct moat_event e;
@@ -318,7 +361,8 @@ static bool drain(const struct cli *cli, struct moat_ctl *c, struct out *o, uint
         if (*last && e.seq > *last + 1)
             cli_error("%" PRIu64 " events were lost", e.seq - *last - 1);
         *last = e.seq;
-        if (vnic && strncmp(vnic, e.vnic, sizeof e.vnic))
+        if ((vnic && strncmp(vnic, e.vnic, sizeof e.vnic)) ||
+            (e.type == MOAT_EV_REPLACED && is_told))
             continue;
         put_local(o, &e);
         --*left;
@@ -327,14 +371,12 @@ static bool drain(const struct cli *cli, struct moat_ctl *c, struct out *o, uint
         out_flush(o, stdout);
         fflush(stdout);
     }
-    if (rc < 0)
-        engine_say(cli, c);
     return rc >= 0;
 }
 
 static int list_from_engine(const struct cli *cli)
 {
-    bool on = cli->opts[CLI_OPT_FOLLOW], ok;
+    bool on = cli->opts[CLI_OPT_FOLLOW], is_told = false, ok;
     int64_t limit = INT64_MAX;
     uint64_t last = 0;
     struct moat_ctl *c;
@@ -352,15 +394,21 @@ static int list_from_engine(const struct cli *cli)
     }
 
     struct out *o = out_create(local_columns, ARRAY_SIZE(local_columns), format_of(cli));
-    struct pollfd p = {.fd = moat_ctl_fd(c), .events = POLLIN};
+    struct pollfd p = {.events = POLLIN};
     out_flush(o, stdout);
     fflush(stdout);
     /* Without -f: what comes until nothing came for a second, or the time is up. */
     long long end = time_msec() + cli->timeout_s * 1000LL;
     do {
+        p.fd = moat_ctl_fd(c);
         if (poll(&p, 1, on ? -1 : 1000) == 0)
             break;
-        ok = drain(cli, c, o, &last, &limit);
+        ok = drain(cli, c, o, &last, &limit, is_told);
+        if (!ok) {
+            ok = is_told = follow_engine(cli, &c, o, &last, &limit);
+            if (!ok)
+                engine_say(cli, c);
+        }
     } while (ok && limit > 0 && !ferror(stdout) && (on || time_msec() < end));
     out_end(o, stdout);
     out_destroy(o);

@@ -21,9 +21,9 @@
 #include "util.h"
 
 static const struct cli_command *const families[] = {
-    status_commands,  host_commands, network_commands, vm_commands,     slot_commands,
-    session_commands, rule_commands, event_commands,   policy_commands, migration_commands,
-    trace_commands,   capture_commands, replay_commands,
+    status_commands,    engine_commands,  host_commands,    network_commands, vm_commands,
+    slot_commands,      session_commands, rule_commands,    event_commands,   policy_commands,
+    migration_commands, trace_commands,   capture_commands, replay_commands,
 };
 
 static const struct {
@@ -422,6 +422,7 @@ static bool set_globals(struct cli *cli, const struct parsed *p)
         return false;
     }
     cli->timeout_s = (int)timeout;
+    cli->has_timeout = p->globals[G_TIMEOUT];
     return true;
 }
 

@@ -45,8 +45,9 @@ _moatctl_vnics() { _moatctl_ask '.[].vnics[]' vm list; }
 _moatctl_networks() { _moatctl_ask '.[].name' network list; }
 _moatctl_hosts() { _moatctl_ask '.[].name' host list; }
 
-_moatctl_commands='status host network vm slot session rule event policy migration trace capture replay help'
+_moatctl_commands='status engine host network vm slot session rule event policy migration trace capture replay help'
 declare -gA _moatctl_verbs=(
+    [engine]='show replace'
     [host]='list set'
     [network]='list add del'
     [vm]='list show add set del quarantine release vnic'
@@ -146,7 +147,7 @@ _moatctl() {
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             compopt -o filenames
             return
-        elif [[ ${words_[0]} == policy && ${words_[1]} =~ ^(check|apply|fmt)$ ]]; then
+        elif [[ ${words_[0]} == policy && ${words_[1]} =~ ^(check|apply|fmt)$ || ${words_[*]} == 'engine replace' ]]; then
             mapfile -t COMPREPLY < <(compgen -f -- "$cur")
             compopt -o filenames
             return

@@ -23,6 +23,7 @@ static const struct out_column engine_columns[] = {
     {"version", "Version", 0},
     {"pid", "Process", 0},
     {"uptime_s", "Running for", 0},
+    {"replacements", "Engines before it", 0},
     {"mapping", "Mapping", 0},
     {"layout_version", NULL, 0},
     {"slots_used", "Slots", 0},
@@ -89,6 +90,7 @@ static void put_hello(struct out *o, const struct moat_ctl_hello *h, size_t uncl
     out_string(o, "version", h->engine);
     out_integer(o, "pid", h->pid);
     out_seconds(o, "uptime_s", (int64_t)(h->now_s - MIN(h->now_s, h->started_s)));
+    out_integer(o, "replacements", h->replacements);
     out_value(o, "mapping", json_text(h->mapping),
               xasprintf("%s (layout %u)", h->mapping, h->layout_version));
     out_integer(o, "layout_version", h->layout_version);

@@ -30,6 +30,7 @@ struct moat_ctl {
     int timeout_ms;
     bool dead;
     bool stream; /* subscribed or tracing: no more requests */
+    bool asked;  /* for another engine; the answer is due */
     uint32_t xid;
     struct moat_ctl_hello hello;
     char error[256];
@@ -44,7 +45,8 @@ static int fail(struct moat_ctl *c, int err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    vsnprintf(c->error, sizeof c->error, fmt, ap);
+    if (c)
+        vsnprintf(c->error, sizeof c->error, fmt, ap);
     va_end(ap);
     return err;
 }
@@ -135,6 +137,12 @@ static int take_fd(struct msghdr *msg)
     return fd;
 }
 
+/* The one answer that whoever installed new programs can read of an old engine. */
+static bool is_for_all_versions(const struct moat_ctl_head *head)
+{
+    return head->type == (MOAT_CTL_REPLACE | MOAT_CTL_REPLY);
+}
+
 /* Reads one message into c->buf.  1 and its head and body, 0 if there is none
  * now, or an error. */
 static int recv_message(struct moat_ctl *c, struct moat_ctl_head *head, struct moat_ctl_reply *r)
@@ -167,11 +175,16 @@ static int recv_message(struct moat_ctl *c, struct moat_ctl_head *head, struct m
         return DIE(c, -EPROTO, "a truncated message from the fast path (%zd bytes)", n);
     }
     memcpy(head, c->buf, sizeof *head);
-    if (head->len != (size_t)n - sizeof *head || head->version != MOAT_CTL_VERSION) {
+    if (head->len != (size_t)n - sizeof *head ||
+        (head->version != MOAT_CTL_VERSION && !is_for_all_versions(head))) {
         if (fd >= 0)
             close(fd);
-        return DIE(c, -EPROTO, "a malformed message from the fast path (type %u, %u of %zd bytes)",
-                   head->type, head->len, n);
+        return head->version != MOAT_CTL_VERSION
+                   ? DIE(c, -EPROTONOSUPPORT, "the fast path speaks version %u, this program %u",
+                         head->version, MOAT_CTL_VERSION)
+                   : DIE(c, -EPROTO,
+                         "a malformed message from the fast path (type %u, %u of %zd bytes)",
+                         head->type, head->len, n);
     }
     r->body = c->buf + sizeof *head;
     r->len = head->len;
@@ -179,48 +192,53 @@ static int recv_message(struct moat_ctl *c, struct moat_ctl_head *head, struct m
     return 1;
 }
 
+static void drop_fd(struct moat_ctl_reply *r)
+{
+    if (r->fd >= 0)
+        close(r->fd);
+    r->fd = -1;
+}
+
+/* Is what was received the answer to our last request, and no refusal? */
+static int check_answer(struct moat_ctl *c, enum moat_ctl_type type,
+                        const struct moat_ctl_head *head, struct moat_ctl_reply *r)
+{
+    int n = r->len < 200 ? (int)r->len : 200;
+
+    if (head->type != (type | MOAT_CTL_REPLY) || head->xid != c->xid) {
+        drop_fd(r);
+        return DIE(c, -EPROTO, "answer %#x/%u to request %#x/%u", head->type, head->xid, type,
+                   c->xid);
+    }
+    if (head->status >= 0)
+        return 0;
+    drop_fd(r);
+    return n ? fail(c, head->status, "%.*s", n, (const char *)r->body)
+             : fail(c, head->status, "refused: %s", strerror(-head->status));
+}
+
 int moat_ctl_call(struct moat_ctl *c, enum moat_ctl_type type, const void *body, size_t len, int fd,
                   struct moat_ctl_reply *reply)
 {
-    int64_t deadline = now_ms() + c->timeout_ms;
     struct moat_ctl_reply local, *r = reply ? reply : &local;
+    struct moat_ctl_head head;
+    int64_t deadline;
+    int rc, n;
 
     *r = (struct moat_ctl_reply){.fd = -1};
-    if (c->dead)
+    if (moat_ctl_is_dead(c))
         return -ENOTCONN;
-    if (c->stream)
-        return fail(c, -EBUSY, "this connection is for events or traced packets");
-    int rc = send_message(c, type, body, len, fd, deadline);
-    while (!rc) {
-        struct moat_ctl_head head;
-
-        rc = recv_message(c, &head, r);
-        if (rc < 0)
-            return rc;
-        if (rc == 0) {
-            rc = wait_ready(c, POLLIN, deadline);
-            continue;
-        }
-        rc = 0;
-        if (head.type != (type | MOAT_CTL_REPLY) || head.xid != c->xid) {
-            if (r->fd >= 0)
-                close(r->fd);
-            r->fd = -1;
-            return DIE(c, -EPROTO, "answer %#x/%u to request %#x/%u", head.type, head.xid, type,
-                       c->xid);
-        }
-        if (head.status < 0) {
-            if (r->fd >= 0)
-                close(r->fd);
-            r->fd = -1;
-            int n = r->len < 200 ? (int)r->len : 200;
-            return n ? fail(c, head.status, "%.*s", n, (const char *)r->body)
-                     : fail(c, head.status, "refused: %s", strerror(-head.status));
-        }
-        if (!reply && r->fd >= 0)
-            close(r->fd);
-        return 0;
-    }
+    if (c->stream || c->asked)
+        return fail(c, -EBUSY, "this connection is for %s",
+                    c->asked ? "the replacement of the engine" : "events or traced packets");
+    deadline = now_ms() + c->timeout_ms;
+    rc = send_message(c, type, body, len, fd, deadline);
+    while (!rc && !(n = recv_message(c, &head, r)))
+        rc = wait_ready(c, POLLIN, deadline);
+    if (!rc)
+        rc = n < 0 ? n : check_answer(c, type, &head, r);
+    if (!reply)
+        drop_fd(r);
     return rc;
 }
 
@@ -251,14 +269,15 @@ int moat_ctl_hello_again(struct moat_ctl *c)
         return rc;
     c->hello.engine[sizeof c->hello.engine - 1] = '\0';
     c->hello.mapping[sizeof c->hello.mapping - 1] = '\0';
+    c->hello.file[sizeof c->hello.file - 1] = '\0';
     if (c->hello.version != MOAT_CTL_VERSION)
         return DIE(c, -EPROTONOSUPPORT, "the fast path speaks version %u, this program %u",
                    c->hello.version, MOAT_CTL_VERSION);
     return 0;
 }
 
-int moat_ctl_open(const char *path, int timeout_ms, struct moat_ctl **cp, char *why,
-                  size_t why_size)
+static int open_connection(const char *path, int timeout_ms, bool greet, struct moat_ctl **cp,
+                           char *why, size_t why_size)
 {
     struct sockaddr_un sun = {.sun_family = AF_UNIX};
     struct moat_ctl *c;
@@ -284,7 +303,7 @@ int moat_ctl_open(const char *path, int timeout_ms, struct moat_ctl **cp, char *
         goto out;
     }
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
-    rc = moat_ctl_hello_again(c);
+    rc = greet ? moat_ctl_hello_again(c) : 0;
     if (!rc) {
         *cp = c;
         return 0;
@@ -294,6 +313,18 @@ out:
         snprintf(why, why_size, "%s", c->error);
     moat_ctl_close(c);
     return rc;
+}
+
+int moat_ctl_open(const char *path, int timeout_ms, struct moat_ctl **cp, char *why,
+                  size_t why_size)
+{
+    return open_connection(path, timeout_ms, true, cp, why, why_size);
+}
+
+int moat_ctl_connect(const char *path, int timeout_ms, struct moat_ctl **cp, char *why,
+                     size_t why_size)
+{
+    return open_connection(path, timeout_ms, false, cp, why, why_size);
 }
 
 void moat_ctl_close(struct moat_ctl *c)
@@ -317,12 +348,69 @@ int moat_ctl_fd(const struct moat_ctl *c)
 
 bool moat_ctl_is_dead(const struct moat_ctl *c)
 {
-    return c->dead;
+    return !c || c->dead;
+}
+
+bool moat_ctl_has_ended(const struct moat_ctl *c)
+{
+    struct pollfd p = {.fd = c ? c->fd : -1};
+
+    return moat_ctl_is_dead(c) || (poll(&p, 1, 0) > 0 && p.revents & (POLLHUP | POLLERR));
 }
 
 const char *moat_ctl_error(const struct moat_ctl *c)
 {
-    return c->error;
+    return c ? c->error : "not connected";
+}
+
+/* --- another engine --------------------------------------------------------- */
+
+int moat_ctl_replace(struct moat_ctl *c, const char *file)
+{
+    struct moat_ctl_replace body = {.file = ""};
+    size_t n = strlen(file);
+    int rc;
+
+    if (moat_ctl_is_dead(c))
+        return -ENOTCONN;
+    if (c->stream || c->asked)
+        return fail(c, -EBUSY, "this connection is not for requests");
+    if (n >= sizeof body.file)
+        return fail(c, -ENAMETOOLONG, "%s: a name of %zu bytes is too long", file, n);
+    memcpy(body.file, file, n);
+    rc = send_message(c, MOAT_CTL_REPLACE, &body, sizeof body, -1, now_ms() + c->timeout_ms);
+    c->asked = !rc;
+    return rc;
+}
+
+int moat_ctl_replaced(struct moat_ctl *c, int timeout_ms, struct moat_ctl_replaced *out)
+{
+    struct pollfd p = {.events = POLLIN};
+    struct moat_ctl_reply r = {.fd = -1};
+    struct moat_ctl_head head;
+    int n, rc;
+
+    if (moat_ctl_is_dead(c))
+        return -ENOTCONN;
+    if (!c->asked)
+        return fail(c, -EINVAL, "nobody asked for another engine");
+    p.fd = c->fd;
+    if (poll(&p, 1, timeout_ms) <= 0)
+        return 0;
+    n = recv_message(c, &head, &r);
+    if (n <= 0)
+        return n;
+    rc = check_answer(c, MOAT_CTL_REPLACE, &head, &r);
+    drop_fd(&r);
+    c->asked = false;
+    if (rc)
+        return rc;
+    if (r.len != sizeof *out)
+        return DIE(c, -EPROTO, "reply %u of %zu bytes, expected %zu", MOAT_CTL_REPLACE, r.len,
+                   sizeof *out);
+    memcpy(out, r.body, sizeof *out);
+    out->engine[sizeof out->engine - 1] = '\0';
+    return DIE(c, 1, "another engine has taken over");
 }
 
 /* --- slots ------------------------------------------------------------------ */
@@ -333,6 +421,8 @@ static int put_name(struct moat_ctl *c, char field[MOAT_ID_MAX], const char *nam
     size_t n = strlen(name);
 
     memset(field, 0, MOAT_ID_MAX);
+    if (moat_ctl_is_dead(c))
+        return -ENOTCONN;
     if (n >= MOAT_ID_MAX)
         return fail(c, -ENAMETOOLONG, "vNIC id of %zu characters is too long", n);
     memcpy(field, name, n);
@@ -666,7 +756,8 @@ int moat_ctl_subscribe(struct moat_ctl *c)
 {
     int rc = moat_ctl_call(c, MOAT_CTL_SUBSCRIBE, NULL, 0, -1, NULL);
 
-    c->stream = !rc;
+    if (!rc)
+        c->stream = true;
     return rc;
 }
 
@@ -677,7 +768,7 @@ static int next_message(struct moat_ctl *c, enum moat_ctl_type type, size_t leas
     struct moat_ctl_head head;
 
     r->fd = -1;
-    if (c->dead)
+    if (moat_ctl_is_dead(c))
         return -ENOTCONN;
     int rc = recv_message(c, &head, r);
     if (rc <= 0)
@@ -721,7 +812,8 @@ int moat_ctl_trace(struct moat_ctl *c, const struct moat_ctl_trace *ask,
         memcpy(m.insns, insns, ask->n_insns * sizeof *insns);
     int rc = moat_ctl_call(c, MOAT_CTL_TRACE, &m, sizeof m.ask + ask->n_insns * sizeof *insns, -1,
                            NULL);
-    c->stream = !rc;
+    if (!rc)
+        c->stream = true;
     return rc;
 }
 

@@ -11,12 +11,13 @@
  *    poll moat_ctl_fd() and drain it with moat_ctl_next_event(), which never
  *    blocks.  Use a second connection for requests.
  *  - traced packets: the same with moat_ctl_trace() and moat_ctl_next_traced().
+ * When another engine takes over, all connections end: make new ones.
  *
  * A connection belongs to one thread.  All functions return 0 (or a count) or a
  * negative errno; moat_ctl_error() then says why in words: the engine's own
  * words if it refused.  After an error of the connection itself (time-out,
  * engine gone, malformed answer) moat_ctl_is_dead() is true and each further
- * call fails at once with -ENOTCONN: close it and open another.
+ * call fails at once with -ENOTCONN: close it and open another.  NULL is a dead connection.
  *
  * libc only, so that tests and tools need nothing else. */
 
@@ -36,12 +37,16 @@ struct moat_ctl;
  * On failure *cp is NULL and `why` (if not NULL) has the reason. */
 int moat_ctl_open(const char *path, int timeout_ms, struct moat_ctl **cp, char *why,
                   size_t why_size);
+/* The same without HELLO, for moat_ctl_replace() only: an engine of any version. */
+int moat_ctl_connect(const char *path, int timeout_ms, struct moat_ctl **cp, char *why,
+                     size_t why_size);
 void moat_ctl_close(struct moat_ctl *); /* NULL does nothing */
 
 const struct moat_ctl_hello *moat_ctl_hello(const struct moat_ctl *); /* of the last HELLO */
 int moat_ctl_hello_again(struct moat_ctl *);                          /* refreshes it */
 int moat_ctl_fd(const struct moat_ctl *);
 bool moat_ctl_is_dead(const struct moat_ctl *);
+bool moat_ctl_has_ended(const struct moat_ctl *); /* dead, or the other end has closed it */
 const char *moat_ctl_error(const struct moat_ctl *);
 
 /* One request.  `fd` goes along if it is not negative (it stays the caller's).
@@ -53,6 +58,14 @@ struct moat_ctl_reply {
 };
 int moat_ctl_call(struct moat_ctl *, enum moat_ctl_type, const void *body, size_t len, int fd,
                   struct moat_ctl_reply *);
+
+/* Another engine.  replace() asks for it: `file` as the switch sees it, absolute; "": the one that
+ * the switch starts with.  replaced() waits for the answer, which may take as long as a table of
+ * millions of sessions takes to copy: 1: it has happened, and this connection has ended; 0: not
+ * yet, ask again; or error: refused, and the engine goes on, or the connection was lost. */
+#define MOAT_CTL_REPLACE_TIMEOUT_MS 120000
+int moat_ctl_replace(struct moat_ctl *, const char *file);
+int moat_ctl_replaced(struct moat_ctl *, int timeout_ms, struct moat_ctl_replaced *);
 
 /* Slots. */
 int moat_ctl_claim(struct moat_ctl *, const struct moat_slot_conf *);

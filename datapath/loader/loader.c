@@ -28,7 +28,6 @@
 #include <libgen.h>
 #include <limits.h>
 #include <pthread.h>
-#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +37,10 @@
 
 #include <rte_vhost.h>
 
+#include "exchange.h"
+#include "gate.h"
+#include "tell.h"
+
 #define ABI_VERSION "DPDK_23"
 #define DPDK_RELEASE "DPDK 22.11"
 #define SWITCH_NAME "ovs-vswitchd" /* and what begins so */
@@ -46,31 +49,12 @@
 #define EXPORT __attribute__((visibility("default")))
 
 typedef int register_fn(const char *path, struct rte_vhost_device_ops const *const);
-typedef int rte_log_fn(uint32_t level, uint32_t type, const char *fmt, ...);
 
 static bool in_switch;
 static struct moat_switch vhost;
 static register_fn *vhost_register;
 static const struct rte_vhost_device_ops *switch_ops; /* the switch's callbacks */
 static pthread_mutex_t start_lock = PTHREAD_MUTEX_INITIALIZER;
-
-/* --- telling people --- */
-
-/* stderr goes nowhere once OVS is a daemon: syslog, and OVS's log if DPDK is up. */
-static __attribute__((format(printf, 2, 3))) void tell(int priority, const char *fmt, ...)
-{
-    rte_log_fn *log = (rte_log_fn *)dlsym(RTLD_DEFAULT, "rte_log");
-    char text[512];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    fprintf(stderr, "libmoat: %s\n", text);
-    syslog(LOG_DAEMON | priority, "libmoat: %s", text);
-    if (log && switch_ops)
-        log((uint32_t)priority + 1, RTE_LOGTYPE_USER1, "libmoat: %s\n", text);
-}
 
 /* --- tables of our own --- */
 
@@ -135,12 +119,23 @@ static uint16_t pass_enqueue(int vid, uint16_t queue, struct rte_mbuf **pkts, ui
 OWN_TABLE(refuse);
 OWN_TABLE(pass);
 
-static const struct moat_engine_ops *current = &refuse;
-
-static inline const struct moat_engine_ops *table(void)
+/* Calls of the table that are not about packets, with the table that serves at that time. */
+static const struct moat_engine_ops *hold_table(void)
 {
-    return __atomic_load_n(&current, __ATOMIC_ACQUIRE);
+    pthread_rwlock_rdlock(&exchange_ports);
+    return __atomic_load_n(&gate_table, __ATOMIC_ACQUIRE);
 }
+
+static void drop_table(void)
+{
+    pthread_rwlock_unlock(&exchange_ports);
+}
+
+#define CALL_TABLE(FN, ...)                                                                        \
+    do {                                                                                           \
+        hold_table()->FN(__VA_ARGS__);                                                             \
+        drop_table();                                                                              \
+    } while (0)
 
 /* --- load: does it fit? --- */
 
@@ -153,8 +148,6 @@ static void *real(const char *name)
 
 static void find_real(void)
 {
-    vhost.abi = MOAT_ENGINE_ABI;
-    vhost.size = sizeof vhost;
     vhost.enqueue = (moat_enqueue_fn *)real("rte_vhost_enqueue_burst");
     vhost_register = (register_fn *)real("rte_vhost_driver_callback_register");
     vhost.dequeue = (moat_dequeue_fn *)real("rte_vhost_dequeue_burst");
@@ -221,6 +214,8 @@ __attribute__((constructor)) static void on_load(void)
     in_switch = is_switch();
     if (!in_switch)
         return;
+    if (!gate_init(&refuse))
+        tell(LOG_WARNING, "this kernel has no membarrier(2): the engine cannot be replaced");
     find_real();
     why = misfit();
     if (why) {
@@ -231,29 +226,6 @@ __attribute__((constructor)) static void on_load(void)
 }
 
 /* --- the first port: start the engine --- */
-
-static const struct moat_engine_ops *open_engine(const char *file, char *err, size_t err_size)
-{
-    const struct moat_engine_ops *ops;
-    moat_engine_entry_fn *entry;
-    void *handle = dlopen(file, RTLD_NOW | RTLD_LOCAL);
-
-    if (!handle) {
-        snprintf(err, err_size, "%s", dlerror());
-        return NULL;
-    }
-    entry = (moat_engine_entry_fn *)dlsym(handle, MOAT_ENGINE_ENTRY);
-    if (!entry) {
-        snprintf(err, err_size, "it is not a Moat engine");
-        return NULL;
-    }
-    ops = entry(&vhost, err, err_size);
-    if (ops && (ops->abi != MOAT_ENGINE_ABI || ops->size < sizeof *ops)) {
-        snprintf(err, err_size, "it has interface %u, this loader %u", ops->abi, MOAT_ENGINE_ABI);
-        return NULL;
-    }
-    return ops;
-}
 
 static void engine_path(char *out, size_t size)
 {
@@ -294,7 +266,7 @@ static const struct moat_engine_ops *start_engine(void)
         return &pass;
     }
     engine_path(file, sizeof file);
-    ops = open_engine(file, err, sizeof err);
+    ops = exchange_start(&vhost, file, err, sizeof err);
     return ops ? ops : without_engine(file, err);
 }
 
@@ -304,10 +276,10 @@ static int on_new_device(int vid)
 {
     int rc;
 
-    table()->started(vid);
+    CALL_TABLE(started, vid);
     rc = switch_ops->new_device ? switch_ops->new_device(vid) : 0;
     if (rc)
-        table()->stopped(vid);
+        CALL_TABLE(stopped, vid);
     return rc;
 }
 
@@ -315,7 +287,7 @@ static void on_destroy_device(int vid)
 {
     if (switch_ops->destroy_device)
         switch_ops->destroy_device(vid);
-    table()->stopped(vid);
+    CALL_TABLE(stopped, vid);
 }
 
 static int on_vring_state_changed(int vid, uint16_t queue, int enable)
@@ -326,13 +298,13 @@ static int on_vring_state_changed(int vid, uint16_t queue, int enable)
 
 static int on_features_changed(int vid, uint64_t features)
 {
-    table()->logging(vid, (int)(features >> VHOST_LOG_ALL & 1));
+    CALL_TABLE(logging, vid, (int)(features >> VHOST_LOG_ALL & 1));
     return switch_ops->features_changed ? switch_ops->features_changed(vid, features) : 0;
 }
 
 static int on_new_connection(int vid)
 {
-    table()->connected(vid);
+    CALL_TABLE(connected, vid);
     return switch_ops->new_connection ? switch_ops->new_connection(vid) : 0;
 }
 
@@ -340,7 +312,7 @@ static void on_destroy_connection(int vid)
 {
     if (switch_ops->destroy_connection)
         switch_ops->destroy_connection(vid);
-    table()->disconnected(vid);
+    CALL_TABLE(disconnected, vid);
 }
 
 static struct rte_vhost_device_ops our_ops = {
@@ -362,7 +334,8 @@ static bool adopt(const struct rte_vhost_device_ops *ops)
         switch_ops = ops;
         /* Called for each interrupt to a VM: not on our account. */
         our_ops.guest_notified = ops->guest_notified;
-        __atomic_store_n(&current, start_engine(), __ATOMIC_RELEASE);
+        tell_switch_log = true;
+        gate_open(start_engine());
     }
     known = switch_ops == ops;
     pthread_mutex_unlock(&start_lock);
@@ -388,7 +361,8 @@ EXPORT int rte_vhost_driver_callback_register(const char *path,
              path);
         return -1;
     }
-    rc = table()->port_register(path);
+    rc = hold_table()->port_register(path);
+    drop_table();
     if (rc) {
         tell(LOG_ERR, "%s: refused: %s", path, strerror(-rc));
         return -1;
@@ -404,17 +378,37 @@ static __attribute__((noinline, cold)) bool foreign(void)
     return vhost.dequeue && vhost.enqueue;
 }
 
+/* With the gate closed the VM's packets stay in its ring until the next poll. */
 EXPORT uint16_t rte_vhost_dequeue_burst(int vid, uint16_t queue, struct rte_mempool *pool,
                                         struct rte_mbuf **pkts, uint16_t n)
 {
+    const struct moat_engine_ops *table;
+    struct gate_reader *self;
+
     if (__builtin_expect(!in_switch, 0))
         return foreign() ? vhost.dequeue(vid, queue, pool, pkts, n) : 0;
-    return table()->dequeue(vid, queue, pool, pkts, n);
+    table = gate_enter(&self);
+    n = __builtin_expect(table != NULL, 1) ? table->dequeue(vid, queue, pool, pkts, n) : 0;
+    gate_leave(self);
+    return n;
 }
 
+/* What is not taken the switch drops: packets for a VM wait in front of the gate. */
 EXPORT uint16_t rte_vhost_enqueue_burst(int vid, uint16_t queue, struct rte_mbuf **pkts, uint16_t n)
 {
+    const struct moat_engine_ops *table;
+    struct gate_reader *self;
+
     if (__builtin_expect(!in_switch, 0))
         return foreign() ? vhost.enqueue(vid, queue, pkts, n) : 0;
-    return table()->enqueue(vid, queue, pkts, n);
+    for (;;) {
+        table = gate_enter(&self);
+        if (__builtin_expect(table != NULL, 1))
+            break;
+        gate_leave(self);
+        gate_wait();
+    }
+    n = table->enqueue(vid, queue, pkts, n);
+    gate_leave(self);
+    return n;
 }

@@ -22,12 +22,13 @@
 #include "moat/flow.h"
 #include "moat/settings.h"
 
-#define MOAT_CTL_VERSION 2
+#define MOAT_CTL_VERSION 3
 #define MOAT_CTL_MAX (64u << 10)
 #define MOAT_CTL_REPLY 0x8000u
 
 #define MOAT_ID_MAX 64    /* vNIC ids, VM names, networks: with the NUL */
 #define MOAT_PATH_MAX 108 /* as sun_path */
+#define MOAT_FILE_MAX 256
 #define MOAT_ADDRS_MAX 16
 
 enum moat_ctl_type {
@@ -50,6 +51,10 @@ enum moat_ctl_type {
     MOAT_CTL_FLUSH = 16,       /* moat_ctl_vnic: drops all sessions of the slot */
     MOAT_CTL_TRACE = 17,  /* moat_ctl_trace, moat_trace_insn[]: traces until the connection ends */
     MOAT_CTL_TRACED = 18, /* engine only: moat_traced, bytes of the frame */
+    /* moat_ctl_replace -> moat_ctl_replaced: another engine takes over.  The answer comes when it
+     * has; all connections end then.  The one request that needs no HELLO and stays as it is in all
+     * versions: whoever installed new programs can replace an old engine. */
+    MOAT_CTL_REPLACE = 19,
 };
 
 struct moat_ctl_head {
@@ -94,6 +99,21 @@ struct moat_ctl_hello {
     uint32_t pad;
     char engine[32]; /* version text */
     char mapping[MOAT_PATH_MAX];
+    char file[MOAT_FILE_MAX]; /* that the engine was loaded from */
+    uint32_t replacements;    /* engines that served before it, since the switch started */
+    uint32_t gate_us;         /* how long packets had to wait when it took over */
+};
+
+struct moat_ctl_replace {
+    char file[MOAT_FILE_MAX]; /* as the switch sees it; empty: the one that it starts with */
+};
+
+struct moat_ctl_replaced {
+    char engine[32];     /* version of the one that serves now */
+    uint32_t prepare_ms; /* until it was ready; the old one served */
+    uint32_t gate_us;    /* how long packets had to wait */
+    uint32_t tries;      /* to find a moment for it */
+    uint32_t pad;
 };
 
 struct moat_ctl_vnic {
@@ -233,6 +253,8 @@ enum moat_event_type {
     MOAT_EV_LEARNT = 16,       /* anti-spoofing learn-once: the VM's address is flow.local */
     MOAT_EV_ENROLLED = 17, /* ENROLLING -> ACTIVE; value: packets that would have been refused */
     MOAT_EV_CUT = 18,      /* quarantine: all sessions were judged again; value: how many ended */
+    MOAT_EV_REPLACED = 19, /* another engine took over (text: which); value: microseconds that
+                            * packets had to wait */
 };
 
 struct moat_event {

@@ -91,7 +91,9 @@ struct moat_flow {
     X(QUOTA_HALF_OPEN, "quota-half-open", "the vNIC's quota of half-open TCP sessions is used up") \
     X(QUOTA_NEW, "quota-new-sessions", "the vNIC opens more sessions a second than it may")        \
     X(SPOOF_DHCP, "spoof-dhcp", "DHCP request for a MAC that is not the vNIC's")                   \
-    X(ICMP_QUOTE, "icmp-quote", "ICMP error whose quoted packet is malformed or was never sent")
+    X(ICMP_QUOTE, "icmp-quote", "ICMP error whose quoted packet is malformed or was never sent")   \
+    X(L2_DESTINATION, "l2-destination",                                                            \
+      "frame for a MAC that is not the vNIC's: the switch floods what it does not know")
 
 enum moat_reason {
 #define X(SYM, NAME, TEXT) MOAT_R_##SYM,

@@ -2,12 +2,13 @@
 
 /* The classifier over generated rulesets (rulesets.h), beside DPDK's rte_acl.
  *
- *   bench_classify flows KIND RULES [SEED]   nanoseconds per flow: KIND sg, acl, fw, ipc
- *   bench_classify build KIND RULES [SEED]   milliseconds from a blob to a usable ruleset
- *   bench_classify compile RULES             milliseconds from a policy's text to a blob (sg)
+ *   bench_classify flows KIND RULES [SEED [PAIRS]]   nanoseconds per flow: KIND sg, acl, fw, ipc
+ *   bench_classify build KIND|slowest RULES [SEED]   milliseconds from a blob to a usable ruleset
+ *   bench_classify compile RULES                     milliseconds from a policy's text to a blob
+ * (sg)
  *
- * Prints Moat's figure and, for flows, rte_acl's behind it.  The rest, such as memory, goes
- * to standard error as lines "name value".
+ * Prints Moat's figure and, for flows, rte_acl's behind it: a line for each of PAIRS (1).  The
+ * rest, such as memory, goes to standard error as lines "name value".
  *
  * Cold: the trace is longer than the caches, each flow another one, and the two candidates
  * take turns with parts of it, so that each finds the caches full of the other's data.  First
@@ -47,15 +48,24 @@ static void die(const char *what)
     exit(1);
 }
 
-static void prepare(const char *kind_name, const char *n_rules, const char *seed)
+static unsigned kind_of(const char *name)
 {
-    unsigned kind = 0, n = (unsigned)strtoul(n_rules, NULL, 0);
+    unsigned kind = 0;
+
+    while (kind < N_RULES_KINDS && strcmp(name, rules_kinds[kind]))
+        kind++;
+    if (kind == N_RULES_KINDS)
+        die("KIND is sg, acl, fw or ipc");
+    return kind;
+}
+
+static void prepare(unsigned kind, const char *n_rules, const char *seed)
+{
+    unsigned n = (unsigned)strtoul(n_rules, NULL, 0);
     char err[256];
 
-    while (kind < N_RULES_KINDS && strcmp(kind_name, rules_kinds[kind]))
-        kind++;
-    if (kind == N_RULES_KINDS || !n || n > 200000)
-        die("KIND is sg, acl, fw or ipc, RULES 1 to 200000");
+    if (!n || n > 200000)
+        die("RULES is 1 to 200000");
     rules = rules_create(kind, n, seed ? strtoull(seed, NULL, 0) : 1);
     blob = rules_blob(rules, &blob_len);
     if (moat_ruleset_check(blob, blob_len, err, sizeof err))
@@ -189,21 +199,12 @@ static double ns_per_flow(uint64_t *parts, uint32_t n)
     return t[n / 2] / tsc_hz() * 1e9;
 }
 
-static void measure_flows(void)
+static void one_pair(void)
 {
     static uint64_t moat[ROUNDS * (N_FLOWS / PART)], other[ROUNDS * (N_FLOWS / PART)];
     uint64_t decided = 0;
     uint32_t n = 0;
 
-    ruleset = moat_ruleset_create(blob);
-    flows = malloc(N_FLOWS * sizeof *flows);
-    if (!ruleset || !flows)
-        die("no memory");
-    rules_trace(rules, flows, N_FLOWS);
-    check_with_slow_reader();
-    start_peer();
-    for (uint32_t at = 0; at < N_FLOWS; at += 2 * PART) /* warm */
-        moat_part(at, &decided);
     for (unsigned r = 0; r < ROUNDS; r++)
         for (uint32_t at = 0; at < N_FLOWS; at += PART) {
             moat[n] = moat_part(at, &decided);
@@ -219,12 +220,30 @@ static void measure_flows(void)
     printf("\n");
 }
 
+static void measure_flows(const char *pairs)
+{
+    unsigned n = pairs ? (unsigned)strtoul(pairs, NULL, 0) : 1;
+    uint64_t decided = 0;
+
+    ruleset = moat_ruleset_create(blob);
+    flows = malloc(N_FLOWS * sizeof *flows);
+    if (!ruleset || !flows)
+        die("no memory");
+    rules_trace(rules, flows, N_FLOWS);
+    check_with_slow_reader();
+    start_peer();
+    for (uint32_t at = 0; at < N_FLOWS; at += 2 * PART) /* warm */
+        moat_part(at, &decided);
+    while (n--)
+        one_pair();
+}
+
 static double ms_of(uint64_t cycles)
 {
     return (double)cycles / tsc_hz() * 1e3;
 }
 
-static void measure_build(void)
+static double build_ms(void)
 {
     double t[9];
     char err[256];
@@ -246,7 +265,28 @@ static void measure_build(void)
         moat_ruleset_destroy(ruleset);
     }
     qsort(t, 9, sizeof *t, by_value);
-    printf("%.2f\n", t[4]);
+    return t[4];
+}
+
+/* Of one kind, or of the one that takes longest. */
+static void measure_build(const char *kind_name, const char *n_rules, const char *seed)
+{
+    bool all = !strcmp(kind_name, "slowest");
+    double slowest = 0;
+
+    for (unsigned kind = all ? 0 : kind_of(kind_name); kind < N_RULES_KINDS; kind++) {
+        double ms;
+
+        prepare(kind, n_rules, seed);
+        ms = build_ms();
+        slowest = ms > slowest ? ms : slowest;
+        fprintf(stderr, "%s-ms %.2f\n", rules_kinds[kind], ms);
+        rules_destroy(rules);
+        free(blob);
+        if (!all)
+            break;
+    }
+    printf("%.2f\n", slowest);
 }
 
 static void measure_compile(const char *n_rules)
@@ -281,12 +321,15 @@ int main(int argc, char **argv)
         measure_compile(argv[2]);
         return 0;
     }
-    if (argc < 4 || argc > 5 || (strcmp(mode, "flows") && strcmp(mode, "build")))
-        die("usage: flows KIND RULES [SEED] | build KIND RULES [SEED] | compile RULES");
-    prepare(argv[2], argv[3], argc > 4 ? argv[4] : NULL);
-    if (!strcmp(mode, "flows"))
-        measure_flows();
-    else
-        measure_build();
-    return 0;
+    if (!strcmp(mode, "flows") && argc >= 4 && argc <= 6) {
+        prepare(kind_of(argv[2]), argv[3], argc > 4 ? argv[4] : NULL);
+        measure_flows(argc > 5 ? argv[5] : NULL);
+        return 0;
+    }
+    if (!strcmp(mode, "build") && argc >= 4 && argc <= 5) {
+        measure_build(argv[2], argv[3], argc > 4 ? argv[4] : NULL);
+        return 0;
+    }
+    die("usage: flows KIND RULES [SEED [PAIRS]] | build KIND|slowest RULES [SEED] | "
+        "compile RULES");
 }

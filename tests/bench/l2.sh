@@ -59,10 +59,10 @@ l2_tell() {
 # --- windows ---
 
 # l2_priority fifo|other: for the length of a window the switch and the guests have their
-# cores to themselves; this shell and the switch's main thread come before them.
+# cores to themselves; this (sub)shell and the switch's main thread come before them.
 l2_priority() {
     local switch=/proc/$l2_switch/task guests=/proc/$l2_guests/task task name
-    if [ "$1" = fifo ]; then chrt -f -p 3 $$ >/dev/null; fi
+    if [ "$1" = fifo ]; then chrt -f -p 3 $BASHPID >/dev/null; fi
     for task in "$switch"/* "$guests"/*; do
         # A thread may have ended. (Not name=$(<FILE): a file that is gone ends this shell.)
         { read -r name <"$task/comm"; } 2>/dev/null || continue
@@ -73,7 +73,7 @@ l2_priority() {
         *) chrt -o -p 0 "${task##*/}" ;;
         esac 2>/dev/null || true
     done
-    if [ "$1" = other ]; then chrt -o -p 0 $$ >/dev/null; fi
+    if [ "$1" = other ]; then chrt -o -p 0 $BASHPID >/dev/null; fi
 }
 
 # l2_busy FILE: busy cycles per packet of the PMD thread, and packets, from pmd-stats-show.
@@ -124,38 +124,127 @@ l2_many_cycles() {
     l2_cycles "$1" "$2" $l2_many random
 }
 
-# l2_trips SIDE ROUND LEN: round trips at half load: half of the most that the plain switch does, on
-# every side; but ct() does not get so far and has half of its own.
-l2_trips() {
-    local side=$1 round=$2 len=$3 most rate windows=3 i n lost p50 p999 out=()
+# l2_knee LEN: the highest rate of round trips that is borne without a queue that stands.
+l2_knee() {
+    local low=1000 high
     l2_priority fifo
-    most=$(l2_tell 5 most "$len" 100)
+    high=$(l2_tell 5 most "$1" 100)
     l2_priority other
-    rate=$((most / 2))
-    if [ "$side" = plain ] && [ -z "${l2_half[$len]:-}" ]; then l2_half[$len]=$rate; fi
-    if [ "$side" = moat ]; then rate=${l2_half[$len]:-$rate}; fi
-    if [ "$side" = plain ]; then rate=${l2_half[$len]}; fi
+    for _ in 1 2; do
+        sleep $l2_settle
+        l2_priority fifo
+        read -r low high < <(l2_tell 5 knee "$1" "$low" "$high" 20 5)
+        l2_priority other
+    done
+    echo "$low"
+}
+
+# l2_find_load SIDE: before the first round, one of plain, ct, moat: where its knees are. Each round adds one.
+l2_find_load() {
+    local len
+    for len in $(l2_lengths); do
+        for _ in 1 2 3; do l2_knees[$1.$len]+=" $(l2_knee "$len")"; done
+        tb_say "$1, $len bytes: bears ${l2_knees[$1.$len]} round trips a second"
+    done
+}
+declare -A l2_knees=() l2_rates=()
+
+l2_bears() { # SIDE LEN: the median
+    # shellcheck disable=SC2086
+    printf '%.0f\n' "$(printf '%s\n' ${l2_knees[$1.$2]:-0} | l2_median)"
+}
+
+# l2_set_rates: for a round: half of what the slower one of plain and moat bears, for both of them; ct() has
+# half of its own if that is less.
+l2_set_rates() {
+    local len least side rate
+    for len in $(l2_lengths); do
+        least=$(for side in plain moat; do l2_bears $side "$len"; done | sort -g | head -n 1)
+        for side in plain moat ct; do
+            rate=$least
+            if [ $side = ct ] && [ "$(l2_bears ct "$len")" -lt "$least" ]; then rate=$(l2_bears ct "$len"); fi
+            l2_rates[$side.$len]=$((rate / 2))
+        done
+    done
+}
+
+# l2_trips SIDE ROUND LEN: round trips at half load. A window counts if its load was what it was to be.
+l2_trips() {
+    local side=$1 round=$2 len=$3 rate windows=7 i n lost p50 p999 max kept standing knee light out=()
+    rate=${l2_rates[$side.$len]}
+    [ "$rate" -gt 0 ] || { failed "lat.$len.$side.p999" "it bears no load at all"; return 0; }
     for ((i = 0; i < windows; i++)); do
         sleep $l2_settle
         l2_priority fifo
-        read -r n lost p50 _ p999 _ < <(l2_tell 5 ask "$len" "$rate" 200)
+        read -r n lost p50 _ p999 max kept standing < <(l2_tell 5 ask "$len" "$rate" 100)
         l2_priority other
-        out+=("$n $lost $p50 $p999")
+        out+=("$n $lost $p50 $p999 $max $kept $standing")
         if [ $((lost * 1000)) -gt "$n" ]; then failed "lat.$len.$side.p999" "$lost of $n requests had no answer"; fi
     done
     for i in p50:3 p999:4; do
         sample "lat.$len.$side.${i%:*}" "$round" "$(printf '%s\n' "${out[@]}" | awk -v f="${i#*:}" '{print $f / 1000}' | l2_median)"
     done
-    tb_say "round $round of $runs: $side, $len bytes: at most $most round trips a second; at $rate: $(printf '%s; ' "${out[@]}")(answers, lost, p50, p99.9 in ns)"
+    kept=$(printf '%s\n' "${out[@]}" | awk '{print $6}' | l2_median)
+    standing=$(printf '%s\n' "${out[@]}" | awk '{print $7}' | l2_median)
+    sleep $l2_settle
+    l2_priority fifo
+    read -r _ _ light _ < <(l2_tell 5 ask "$len" $((rate / 10)) 100)
+    l2_priority other
+    sample "lat.$len.$side.light" "$round" "$light"
+    knee=$(l2_knee "$len")
+    l2_knees[$side.$len]+=" $knee"
+    sample "lat.$len.$side.load" "$round" "$(awk -v r="$rate" -v k="$knee" 'BEGIN {printf "%.1f", k ? 100 * r / k : 999}')"
+    sample "lat.$len.$side.kept" "$round" "$kept"
+    sample "lat.$len.$side.standing" "$round" "$standing"
+    tb_say "round $round of $runs: $side, $len bytes: at $rate round trips a second, bears $knee: $(printf '%s; ' "${out[@]}")(answers, lost, p50, p99.9, longest in ns, % of the rate kept, % of the time with a queue)"
 }
-declare -A l2_half=()
+
+# l2_check_load: was it half load? By the medians over all rounds. Plain may bear so much more than Moat
+# that it has less.
+l2_check_load() {
+    local side len load kept standing light i
+    for side in plain ct moat; do
+        for len in $(l2_lengths); do
+            for i in load kept standing light; do
+                declare "$i=$(awk -v k="lat.$len.$side.$i" '$1 == k {print $3}' "$samples" | l2_median)"
+            done
+            tb_say "$side, $len bytes: at $load % of what it bears; $kept % of the rate kept, a queue in $standing % of the time; p50 of $light ns at a tenth of the rate (medians)"
+            awk -v l="$load" -v k="$kept" -v s="$standing" -v side="$side" 'BEGIN {exit !((l >= 40 || side == "plain") && l <= 60 && k >= 95 && s <= 5)}' ||
+                for i in p50 p999; do
+                    failed "lat.$len.$side.$i" "not at half load: at $load % of what it bears, $kept % of the rate kept, a queue in $standing % of the time"
+                done
+        done
+    done
+}
+
+# l2_lengths: of the frames, without the wire's checksum; 1500 is what the IP packet has.
+l2_lengths() {
+    if wanted latency-64-; then echo 60; fi
+    if wanted latency-1500-; then echo 1514; fi
+}
 
 l2_latency() { # SIDE ROUND
     local len
-    for len in 64 1500; do
-        # The frame's length without the wire's checksum; 1500 is what the IP packet has.
-        if wanted "latency-$len-"; then l2_trips "$1" "$2" $((len == 64 ? 60 : 1514)); fi
-    done
+    for len in $(l2_lengths); do l2_trips "$1" "$2" "$len"; done
+}
+
+# l2_before: where half load is, on each side.
+l2_before() {
+    local dir
+    dir=$(l2_dir)
+    l2_up 0 || return 1
+    l2_flow_tables plain
+    l2_guests_start
+    l2_find_load plain
+    l2_flow_tables ct
+    l2_find_load ct
+    l2_down
+    HOST_ENV=()
+    if l2_moat_up l2.moat 32; then
+        l2_find_load moat
+        l2_down
+    fi
+    rm -f "$(host_mapping A)"
 }
 
 # --- sides ---
@@ -311,7 +400,9 @@ l2_rounds() {
     host_port_add A sink "$dir/sink.sock" sink-nic
     host_port_add A gen "$dir/gen.sock" gen-nic
     host_switch_stop A
+    if wanted latency-; then l2_before; fi
     for ((round = 1; round <= runs; round++)); do
+        l2_set_rates
         if [ $((round % 2)) = 1 ]; then
             l2_round_plain $round
             l2_round_moat $round
@@ -321,5 +412,6 @@ l2_rounds() {
         fi
         l2_kept $round
     done
+    if wanted latency-; then l2_check_load; fi
     host_ovsdb_stop A
 }

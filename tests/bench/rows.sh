@@ -5,10 +5,12 @@
 # shellcheck disable=SC2154
 
 # core_rows: the in-process rows: name | unit | goal | most rounds | 2-MiB pages | what bench_core
-# does | the peer: what bench_conntrack does, "self NAME" (bench_core's second figure), "row NAME"
-# (Moat's figure in that row) or nothing.
+# does, or bench_classify if it begins with that | the peer: what bench_conntrack does, "self NAME"
+# (the second figure of the same program), "row NAME" (Moat's figure in that row) or nothing.
+# A program that prints several lines has measured several pairs.  Goals with a comma between them
+# must all be met.
 core_rows() {
-    local c n t
+    local c n t kind
     for c in udp tcp; do
         for n in 256:256 16k:16384 256k:262144; do
             printf 'core-established-%s-%s|cycles/packet|||64|established %s %s|established %s %s\n' "$c" "${n%:*}" "$c" "${n#*:}" "$c" "${n#*:}"
@@ -27,6 +29,13 @@ core_rows() {
     for n in 10 1000; do
         printf 'core-classify-%s|ns/flow|||8|classify %s|\n' $n $n
     done
+    for n in 1k:1000:100 10k:10000:150 100k:100000:300; do
+        IFS=: read -r c n t <<<"$n"
+        for kind in sg acl fw ipc; do
+            printf 'core-classify-%s-%s|ns/flow|moat<=%s,ratio<=0.667|1|%s|bench_classify flows %s %s 1 %s|self rte_acl\n' $kind "$c" "$t" $((n > 10000 ? 1240 : 340)) $kind "$n" "$runs"
+        done
+    done
+    printf 'core-ruleset-build-10k|ms|moat<=20||8|bench_classify build slowest 10000|\n'
     printf 'memory-ipv4|bytes/session|moat<=96|1|1240|memory 4|memory udp\n'
     printf 'memory-ipv6|bytes/session|moat<=128|1|1240|memory 6|\n'
     printf 'capacity|sessions|moat>=16000000|1|1240|capacity 16777216|\n'
@@ -88,10 +97,11 @@ needed() {
 }
 
 peer_version() { "$vswitchd" --version | awk 'NR == 1 {print $NF}'; }
+dpdk_version() { "$vswitchd" --version | awk '$1 == "DPDK" {print $2}'; }
 
 # rows_json: an array of objects from the samples.
 rows_json() {
-    all_rows | jq -Rn --rawfile samples "$samples" --rawfile missed "$top/tests/bench/missed" --arg version "$(peer_version)" --arg only "$only" '
+    all_rows | jq -Rn --rawfile samples "$samples" --rawfile missed "$top/tests/bench/missed" --arg version "$(peer_version)" --arg dpdk "$(dpdk_version)" --arg only "$only" '
         def median: sort | if length == 0 then null else (.[(length - 1) / 2 | floor] + .[length / 2 | floor]) / 2 end;
         def round2: if . == null then null else (. * 100 | round) / 100 end;
         def round3: if . == null then null else (. * 1000 | round) / 1000 end;
@@ -109,26 +119,26 @@ rows_json() {
          | of(.moat) as $m | of(.peer) as $p
          | (if .plain != "" then of(.plain) else null end) as $base
          | (if .minus != "" then of(.minus) else {} end) as $minus
-         | [$m | keys[] | select((($row.peer == "") or $p[.] != null) and (($row.minus == "") or $minus[.] != null))] as $rounds
+         | [$m | keys[] | select((($row.peer == "") or ($p | length) == 0 or $p[.] != null) and (($row.minus == "") or $minus[.] != null))] as $rounds
          | [$rounds[] | $m[.] - ($minus[.] // 0)] as $mv
-         | (if .peer == "" then [] else [$rounds[] | $p[.] - ($minus[.] // 0)] end) as $pv
-         | (if .peer == "" then $mv else [range($rounds | length) | select($pv[.] != 0) | $mv[.] / $pv[.]] end) as $spread_of
+         | (if .peer == "" or ($p | length) == 0 then [] else [$rounds[] | $p[.] - ($minus[.] // 0)] end) as $pv
+         | (if $pv == [] then $mv else [range($rounds | length) | select($pv[.] != 0) | $mv[.] / $pv[.]] end) as $spread_of
          | ([why($row.moat), why($row.peer), why($row.minus), why($row.plain)] | add
             | if length == 0 and ($rounds | length) == 0 then ["not measured"] else . end | unique) as $whys
          | ($mv | median) as $mm | ($pv | median) as $pm
          | (if $pm != null and $pm != 0 then $mm / $pm else null end) as $ratio
          | (if $base == null then null else [$base[]] | median end) as $plain
-         | (if .goal == "" then null else .goal | capture("^(?<of>[a-z]+)(?<is>[<>]=)(?<value>.*)$") | .value |= tonumber end) as $goal
-         | (if $goal == null then null else {ratio: $ratio, moat: $mm, added: (if $mm == null or $plain == null then null else $mm - $plain end)}[$goal.of] end) as $got
-         | (if ($whys | length) > 0 then false elif $goal == null then null
-            elif $got == null then false elif $goal.is == "<=" then $got <= $goal.value else $got >= $goal.value end) as $met
+         | [.goal | select(. != "") | split(",")[] | capture("^(?<of>[a-z]+)(?<is>[<>]=)(?<value>.*)$") | .value |= tonumber] as $goals
+         | {ratio: $ratio, moat: $mm, added: (if $mm == null or $plain == null then null else $mm - $plain end)} as $got
+         | (if ($whys | length) > 0 then false elif $goals == [] then null
+            else all($goals[]; $got[.of] != null and (if .is == "<=" then $got[.of] <= .value else $got[.of] >= .value end)) end) as $met
          | {name, unit, moat: ($mm | round2),
-            peer: (if .peer == "" then null else {name: .peer_name, version: (if .peer_name == "OVS conntrack" then $version else null end), value: ($pm | round2)} end),
+            peer: (if .peer == "" then null else {name: .peer_name, version: (if .peer_name == "OVS conntrack" then $version elif .peer_name == "rte_acl" then $dpdk else null end), value: ($pm | round2)} end),
             plain: ($plain | round2),
             ratio: ($ratio | round3), runs: ($rounds | length),
             spread: (if ($spread_of | length) == 0 or ($spread_of | median) == 0 then null else (($spread_of | max) - ($spread_of | min)) / ($spread_of | median | fabs) | round3 end),
-            goal: (if $goal == null then null else $goal.value end),
-            goal_is: (if $goal == null then null else "\($goal.of) \($goal.is) \($goal.value)" end),
+            goal: $goals[0].value,
+            goal_is: (if $goals == [] then null else [$goals[] | "\(.of) \(.is) \(.value)"] | join(" and ") end),
             met: $met}
          + (if ($whys | length) > 0 then {why: ($whys | join("; "))}
             elif $met == false then {why: ($known[.name] // "the goal is missed, and nobody has said why yet")} else {} end)]'
@@ -150,7 +160,7 @@ print_rows() {
             | map(if . == null then "-" else tostring end) | join("|")' "$rows"
     } | column -t -s '|' -R 3,4,5,6,7,8
     jq -r '.[] | select(.why) | "\(.name): \(.why)"' "$rows"
-    printf 'PEER is OVS conntrack %s, but for rows that compare Moat with itself: threads (one thread), adversarial (uniform traffic), -10m (-1m).\n' "$(peer_version)"
+    printf 'PEER is OVS conntrack %s, but for core-classify-* (rte_acl) and rows that compare Moat with itself: threads (one thread), adversarial (uniform traffic), -10m (-1m).\n' "$(peer_version)"
     printf 'RATIO is MOAT / PEER, SPREAD its (max - min) / median. Cycles are of the TSC.\n'
     counters_note
 }

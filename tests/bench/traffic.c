@@ -12,10 +12,20 @@
  *   stop                   nobody sends
  *   count                  "SENT RECEIVED" of the two above, since the start
  *   most LEN MS            round trips per second with many under way (LEN: of the frame)
- *   ask LEN RATE MS        round trips at so many a second: "N LOST P50 P99 P999 MAX", in ns
+ *   ask LEN RATE MS        round trips at so many a second:
+ *                          "N LOST P50 P99 P999 MAX KEPT STANDING", times in ns
+ *   knee LEN LOW HIGH MS STEPS
+ *                          the highest rate that is borne, by halving: "LOW HIGH" at the end
  *
  * A round trip: gen sends a request of one of 256 flows with the TSC in it, sink turns it round,
- * gen reads the TSC again.  Both guests are this thread, so there is one clock and no wake-up. */
+ * gen reads the TSC again.  Both guests are this thread, so there is one clock and no wake-up.
+ *
+ * Requests leave one by one, at even distances.  That costs everybody more than the bursts of `most`: half of what
+ * `most` says can be more than this traffic gets through, and then requests wait in a queue that
+ * never ends.  So a window says how much of the rate could be kept (KEPT, in per cent of the requests
+ * that were due), and in how many per cent of its milliseconds the queue stood (STANDING: there
+ * were never fewer under way than a burst).  A rate is borne if it is kept and the queue
+ * does not stand. */
 
 #include <errno.h>
 #include <inttypes.h>
@@ -44,6 +54,9 @@
 #define MOST_UNDER_WAY 128
 #define FILL_PACE_NS 1000 /* a new session costs the peer more than a packet */
 #define SETTLE_MS 20
+#define QUEUE BURST          /* so many under way all the time: they wait for each other */
+#define KEPT_LEAST 0.98      /* of the requests that were due */
+#define STANDING_MOST 0.1    /* of the milliseconds */
 #define BUCKET_CYCLES 32
 #define BUCKETS (1u << 19)
 #define STAMP 48 /* where a request has its TSC */
@@ -322,10 +335,23 @@ static void most(uint16_t len, unsigned ms)
     printf("%.0f\n", (double)n * (double)hz / (double)t);
 }
 
-static void ask_at(uint16_t len, double rate, unsigned ms)
+/* How a window went. */
+struct load {
+    uint64_t due, slices, standing;
+};
+
+static bool borne(const struct load *l)
 {
-    uint64_t hz = rte_get_tsc_hz(), start, now;
+    return (double)trips.asked >= KEPT_LEAST * (double)l->due && trips.answered == trips.asked &&
+           (double)l->standing <= STANDING_MOST * (double)l->slices;
+}
+
+static struct load ask_at(uint16_t len, double rate, unsigned ms)
+{
+    uint64_t hz = rte_get_tsc_hz(), slice = hz / 1000, slice_end = slice, start, now;
+    uint64_t fewest = UINT64_MAX;
     double gap = (double)hz / rate, next = 0;
+    struct load l = {0};
 
     forget_trips(len);
     start = rte_rdtsc();
@@ -334,6 +360,8 @@ static void ask_at(uint16_t len, double rate, unsigned ms)
 
         answer();
         hear();
+        if (trips.asked - trips.answered < fewest)
+            fewest = trips.asked - trips.answered;
         now = rte_rdtsc() - start;
         while (next <= (double)now && due < BURST) {
             next += gap;
@@ -343,11 +371,46 @@ static void ask_at(uint16_t len, double rate, unsigned ms)
             next = (double)now; /* this thread was away: no burst to make up for it */
         if (due)
             ask(due);
+        if (now >= slice_end) {
+            l.slices++;
+            l.standing += fewest >= QUEUE;
+            fewest = UINT64_MAX;
+            slice_end = now + slice;
+        }
     } while (now < ms * hz / 1000);
+    l.due = (uint64_t)((double)now / gap);
     late_answers();
-    printf("%" PRIu64 " %" PRIu64 " %.0f %.0f %.0f %.0f\n", trips.answered,
+    return l;
+}
+
+static void tell_trips(const struct load *l)
+{
+    printf("%" PRIu64 " %" PRIu64 " %.0f %.0f %.0f %.0f %.1f %.1f\n", trips.answered,
            trips.asked - trips.answered, share_ns(.5), share_ns(.99), share_ns(.999),
-           to_ns(trips.most));
+           to_ns(trips.most), 100 * (double)trips.asked / (double)l->due,
+           100 * (double)l->standing / (double)l->slices);
+}
+
+/* The machine may have been away in one window: a second one decides. */
+static bool bears(uint16_t len, double rate, unsigned ms)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        struct load l = ask_at(len, rate, ms);
+
+        if (borne(&l))
+            return true;
+    }
+    return false;
+}
+
+static void knee(uint16_t len, double low, double high, unsigned ms, unsigned steps)
+{
+    while (steps--) {
+        double rate = (low + high) / 2;
+
+        *(bears(len, rate, ms) ? &low : &high) = rate;
+    }
+    printf("%.0f %.0f\n", low, high);
 }
 
 /* --- commands --- */
@@ -356,7 +419,7 @@ static void obey(const char *line)
 {
     unsigned n, len, ms;
     char order[16];
-    double rate;
+    double rate, high;
 
     if (sscanf(line, "flows %u %15s", &n, order) == 2 && n && n <= FRAMES_MAX_CONNS)
         flows(n, !strcmp(order, "random"));
@@ -369,8 +432,13 @@ static void obey(const char *line)
     else if (sscanf(line, "most %u %u", &len, &ms) == 2 && len >= FRAME && len <= 1514)
         most((uint16_t)len, ms);
     else if (sscanf(line, "ask %u %lf %u", &len, &rate, &ms) == 3 && len >= FRAME && len <= 1514 &&
-             rate >= 1)
-        ask_at((uint16_t)len, rate, ms);
+             rate >= 1 && ms) {
+        struct load l = ask_at((uint16_t)len, rate, ms);
+
+        tell_trips(&l);
+    } else if (sscanf(line, "knee %u %lf %lf %u %u", &len, &rate, &high, &ms, &n) == 5 &&
+               len >= FRAME && len <= 1514 && rate >= 1 && high >= rate && ms)
+        knee((uint16_t)len, rate, high, ms, n);
     else
         printf("what is %s?\n", line);
     fflush(stdout);

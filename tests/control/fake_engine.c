@@ -9,8 +9,11 @@
  * Commands: port PATH, replug PATH, unplug PATH, connect PATH, disconnect PATH,
  * log PATH on|off, start PATH, stop PATH, sessions VNIC N, slot VNIC, slots,
  * count VNIC, corrupt VNIC (takes its ruleset away), enrolled VNIC N (its enrolment ends, N
- * packets would have been refused), learnt VNIC, quota VNIC (of half-open sessions), quit.
- * A ruleset for a slot in quarantine ends all sessions of the slot. */
+ * packets would have been refused), learnt VNIC, quota VNIC (of half-open sessions), replace
+ * (another engine takes over: all connections end; it also answers a request for /slow),
+ * replace-at TYPE (the same in place of an answer to the next request of that type), quit.
+ * A ruleset for a slot in quarantine ends all sessions of the slot.  A request to replace it by
+ * /bad is refused. */
 
 #include <errno.h>
 #include <fcntl.h>
@@ -64,6 +67,15 @@ static int n_sessions;
 static int clients[MAX], n_clients;
 static bool subscribed[MAX];
 static uint64_t seq;
+static char version[32] = "fake";
+static uint32_t replacements;
+static bool replaced; /* in this round */
+static unsigned replace_at;
+static bool tell_replaced; /* to who subscribes next */
+static struct {
+    int fd;
+    uint32_t xid;
+} asked = {.fd = -1}; /* for /slow: not answered yet */
 static uint8_t in[MOAT_CTL_MAX], reply[MOAT_CTL_MAX];
 
 static int64_t now_ms(void)
@@ -436,6 +448,63 @@ static int do_import(const uint8_t *p, size_t n, size_t *len)
     return 0;
 }
 
+/* --- another engine --- */
+
+#define GATE_US 34
+
+static void fill_replaced(struct moat_ctl_replaced *r)
+{
+    *r = (struct moat_ctl_replaced){.prepare_ms = 12, .gate_us = GATE_US, .tries = 1};
+    snprintf(r->engine, sizeof r->engine, "fake%u", replacements + 1);
+}
+
+/* Slots, sessions and rulesets are its own from now on, and it starts to count events anew. */
+static void take_over(void)
+{
+    struct {
+        struct moat_ctl_head head;
+        struct moat_ctl_replaced body;
+    } m = {.head = {.type = MOAT_CTL_REPLACE | MOAT_CTL_REPLY,
+                    .version = MOAT_CTL_VERSION - 1, /* as an older one would */
+                    .xid = asked.xid,
+                    .len = sizeof m.body}};
+
+    if (asked.fd >= 0) {
+        fill_replaced(&m.body);
+        (void)!send(asked.fd, &m, sizeof m, MSG_NOSIGNAL);
+    }
+    asked.fd = -1;
+    snprintf(version, sizeof version, "fake%u", ++replacements);
+    seq = 0;
+    tell_replaced = true;
+    while (n_clients)
+        close(clients[--n_clients]);
+}
+
+/* 1: the answer comes later. */
+static int do_replace(int client, uint32_t xid, const char *file, size_t *len)
+{
+    if (!strcmp(file, "/bad"))
+        return refuse(len, -ENOEXEC, "%s: it is not a Moat engine", file);
+    if (asked.fd >= 0)
+        return refuse(len, -EBUSY, "the engine is being replaced already");
+    asked.fd = clients[client];
+    asked.xid = xid;
+    replaced = strcmp(file, "/slow");
+    return 1;
+}
+
+/* To the first that has subscribed: so long it waits. */
+static void tell_of_replacement(void)
+{
+    struct moat_event ev = {.type = MOAT_EV_REPLACED, .value = GATE_US};
+
+    snprintf(ev.text, sizeof ev.text, "engine %s", version);
+    post_event(&ev);
+    tell_replaced = false;
+}
+
+/* 1: there is no answer yet. */
 static int handle(int client, const struct moat_ctl_head *h, const void *b, int fd, size_t *len,
                   int *out_fd)
 {
@@ -450,12 +519,19 @@ static int handle(int client, const struct moat_ctl_head *h, const void *b, int 
         hello->version = MOAT_CTL_VERSION;
         hello->pid = (uint32_t)getpid();
         hello->now_s = (uint64_t)now_ms() / 1000;
-        strcpy(hello->engine, "fake");
+        hello->replacements = replacements;
+        hello->gate_us = replacements ? GATE_US : 0;
+        strcpy(hello->engine, version);
+        strcpy(hello->file, "/usr/lib/moat/libmoat-engine.so");
         *len = sizeof *hello;
         return 0;
     case MOAT_CTL_SUBSCRIBE:
         subscribed[client] = true;
         return 0;
+    case MOAT_CTL_REPLACE:
+        return h->len == sizeof(struct moat_ctl_replace)
+                   ? do_replace(client, h->xid, ((const struct moat_ctl_replace *)b)->file, len)
+                   : -EINVAL;
     case MOAT_CTL_SLOT_LIST:
         return do_slot_list(((const struct moat_ctl_list *)b)->first, len);
     case MOAT_CTL_PORT_LIST:
@@ -525,7 +601,16 @@ static bool serve(int client)
         memcpy(&fd, CMSG_DATA(cm), sizeof fd);
     if ((size_t)n < sizeof *h || h->len != (size_t)n - sizeof *h)
         return false;
+    if (h->type == replace_at) {
+        replaced = true;
+        replace_at = 0;
+        if (fd >= 0)
+            close(fd);
+        return true;
+    }
     int rc = handle(client, h, in + sizeof *h, fd, &len, &out_fd);
+    if (rc > 0)
+        return true;
     *rh = (struct moat_ctl_head){.type = h->type | MOAT_CTL_REPLY,
                                  .version = MOAT_CTL_VERSION,
                                  .xid = h->xid,
@@ -544,6 +629,8 @@ static bool serve(int client)
         memcpy(CMSG_DATA(cm), &out_fd, sizeof out_fd);
     }
     bool ok = sendmsg(clients[client], &msg, MSG_NOSIGNAL) >= 0;
+    if (h->type == MOAT_CTL_SUBSCRIBE && tell_replaced)
+        tell_of_replacement();
     if (fd >= 0)
         close(fd);
     if (out_fd >= 0)
@@ -619,6 +706,11 @@ static void command(char *line, FILE *out)
         return;
     if (!strcmp(word, "quit"))
         exit(0);
+    if (!strcmp(word, "replace") || (!strcmp(word, "replace-at") && arg)) {
+        replaced = !arg;
+        replace_at = arg ? (unsigned)atoi(arg) : 0;
+        return;
+    }
     if (!strcmp(word, "port") && arg && !p) {
         p = &ports[n_ports++];
         memset(p, 0, sizeof *p);
@@ -753,6 +845,8 @@ int main(int argc, char *argv[])
             obey(cmd);
         for (int i = n - 1; i >= 0; i--)
             if (fds[i + 2].revents && !serve(i)) {
+                if (clients[i] == asked.fd)
+                    asked.fd = -1;
                 close(clients[i]);
                 n_clients--;
                 clients[i] = clients[n_clients];
@@ -762,5 +856,8 @@ int main(int argc, char *argv[])
             clients[n_clients] = accept(ctl, NULL, NULL);
             subscribed[n_clients++] = false;
         }
+        if (replaced)
+            take_over();
+        replaced = false;
     }
 }

@@ -206,6 +206,108 @@ START_TEST(events)
 }
 END_TEST
 
+/* --- another engine --------------------------------------------------------------- */
+
+static struct moat_ctl *connect_it(void)
+{
+    char why[200] = "";
+    struct moat_ctl *c;
+
+    ck_assert_msg(!moat_ctl_connect(ctl_path, 1000, &c, why, sizeof why), "%s", why);
+    return c;
+}
+
+START_TEST(replace)
+{
+    struct moat_ctl *c = connect_it(), *other = open_it();
+    struct moat_slot_info *slots;
+    struct moat_ctl_replaced r;
+    char name[MOAT_FILE_MAX + 1];
+    size_t n;
+
+    claim(other, "v", MOAT_SLOT_ACTIVE);
+    ck_assert_uint_eq(moat_ctl_hello(other)->replacements, 0);
+    ck_assert_int_eq(moat_ctl_replaced(c, 1000, &r), -EINVAL); /* nobody asked */
+    memset(name, 'x', sizeof name);
+    name[0] = '/';
+    name[sizeof name - 1] = '\0';
+    ck_assert_int_eq(moat_ctl_replace(c, name), -ENAMETOOLONG);
+    ck_assert_int_eq(moat_ctl_replace(c, "/bad"), 0);
+    ck_assert_int_eq(moat_ctl_replaced(c, 1000, &r), -ENOEXEC);
+    ck_assert_str_eq(moat_ctl_error(c), "/bad: it is not a Moat engine");
+    ck_assert(!moat_ctl_is_dead(c)); /* a refusal is an answer */
+    ck_assert_int_eq(moat_ctl_replace(c, "/slow"), 0);
+    ck_assert_int_eq(moat_ctl_replace(c, "/slow"), -EBUSY);
+    ck_assert_int_eq(moat_ctl_hello_again(c), -EBUSY);
+    ck_assert_int_eq(moat_ctl_replaced(c, 0, &r), 0);
+    ck_assert_int_eq(moat_ctl_slots(other, &slots, &n), 0); /* the one before serves */
+    free(slots);
+    ck_assert(!moat_ctl_has_ended(other));
+    say("replace");
+    ck_assert_int_eq(moat_ctl_replaced(c, 1000, &r), 1);
+    ck_assert_str_eq(r.engine, "fake1");
+    ck_assert_uint_eq(r.prepare_ms, 12);
+    ck_assert_uint_eq(r.gate_us, 34);
+    ck_assert(moat_ctl_is_dead(c));
+    ck_assert_int_eq(moat_ctl_replaced(c, 1000, &r), -ENOTCONN);
+    moat_ctl_close(c);
+
+    c = open_it(); /* it listens, and its connections of before have ended */
+    ck_assert(moat_ctl_has_ended(other));
+    ck_assert(!moat_ctl_has_ended(c));
+    ck_assert(!moat_ctl_is_dead(other));
+    ck_assert_int_lt(moat_ctl_slots(other, &slots, &n), 0);
+    ck_assert(moat_ctl_is_dead(other));
+    ck_assert_str_eq(moat_ctl_hello(c)->engine, "fake1");
+    ck_assert_uint_eq(moat_ctl_hello(c)->replacements, 1);
+    ck_assert_int_eq(moat_ctl_slots(c, &slots, &n), 0);
+    ck_assert_uint_eq(n, 1);
+    free(slots);
+    moat_ctl_close(other);
+    moat_ctl_close(c);
+}
+END_TEST
+
+START_TEST(lost_while_replacing)
+{
+    struct moat_ctl *c = connect_it();
+    struct moat_ctl_replaced r;
+
+    ck_assert_int_eq(moat_ctl_replace(c, "/slow"), 0);
+    ck_assert_int_eq(moat_ctl_replaced(c, 0, &r), 0);
+    kill(pid, SIGKILL);
+    ck_assert_int_eq(moat_ctl_replaced(c, 1000, &r), -ECONNRESET);
+    ck_assert(moat_ctl_is_dead(c));
+    moat_ctl_close(c);
+    ck_assert_int_eq(moat_ctl_connect(ctl_path, 1000, &c, NULL, 0), -ECONNREFUSED);
+    ck_assert_ptr_null(c);
+}
+END_TEST
+
+/* What a program does that lost its connection and has not noticed. */
+START_TEST(no_connection)
+{
+    uint64_t counters[MOAT_N_COUNTERS];
+    struct moat_ctl_replaced r;
+    struct moat_ctl_state st = {.state = MOAT_SLOT_ACTIVE};
+    struct moat_event ev;
+    void *blob;
+    size_t n;
+
+    ck_assert(moat_ctl_is_dead(NULL) && moat_ctl_has_ended(NULL));
+    ck_assert_int_eq(moat_ctl_release(NULL, "v"), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_set_state(NULL, &st), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_counters(NULL, "v", counters), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_ruleset_put(NULL, "v", "x", 1), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_ruleset_get(NULL, "v", &blob, &n), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_subscribe(NULL), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_next_event(NULL, &ev), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_replace(NULL, ""), -ENOTCONN);
+    ck_assert_int_eq(moat_ctl_replaced(NULL, 0, &r), -ENOTCONN);
+    ck_assert_str_eq(moat_ctl_error(NULL), "not connected");
+}
+END_TEST
+
 /* --- a server that lies ----------------------------------------------------------- */
 
 enum lie { SILENCE, SHORT, LONG, BAD_LEN, BAD_XID, BAD_TYPE, BAD_VERSION, HANG_UP, BAD_COUNT,
@@ -278,7 +380,9 @@ START_TEST(lies)
     if (!child)
         liar(accept(fd, NULL, NULL), (enum lie)_i);
     ck_assert_int_eq(moat_ctl_open(path, 300, &c, NULL, 0), 0);
-    ck_assert_int_lt(moat_ctl_slots(c, &slots, &n), 0);
+    int rc = moat_ctl_slots(c, &slots, &n);
+    ck_assert_int_lt(rc, 0);
+    ck_assert((rc == -EPROTONOSUPPORT) == (_i == BAD_VERSION));
     ck_assert_ptr_null(slots);
     ck_assert(moat_ctl_is_dead(c));
     ck_assert_int_eq(moat_ctl_slots(c, &slots, &n), -ENOTCONN);
@@ -408,6 +512,9 @@ int main(int argc, char *argv[])
     tcase_add_test(t, rulesets);
     tcase_add_test(t, sessions);
     tcase_add_test(t, events);
+    tcase_add_test(t, replace);
+    tcase_add_test(t, lost_while_replacing);
+    tcase_add_test(t, no_connection);
     tcase_add_loop_test(t, lies, 0, N_LIES);
     tcase_add_loop_test(t, traced, 0, N_TRACED_LIES);
     suite_add_tcase(s, t);

@@ -282,6 +282,7 @@ until_ok "blue is enrolled" slot_has A 'state=enrolling' vnic-blue
 boot A vnic-blue
 add_port B vnic-blue
 until_ok "B arriving" slot_has B 'state=arriving' vnic-blue
+say A replace # its engine; the move goes on
 say B connect "$(path B vnic-blue)"
 until_ok "A feeds B, and enrolls" slot_has A 'state=enrolling.*precopy=1' vnic-blue
 say A log "$(path A vnic-blue)" on
@@ -294,6 +295,36 @@ add_port A vnic-red
 until_ok "red is enrolled" slot_has A 'state=enrolling' vnic-red
 db '["Moat",{"op":"update","table":"Policy","where":[],"row":{"text":"'"$(enrolling 0s)"'"}}]'
 until_ok "red enforces" slot_has A 'state=active' vnic-red
+
+step "another engine takes over: nothing is sent again, released or forgotten, and it is said once"
+say B sessions vnic-young 50
+before=$(slot B vnic-young) lines=$(wc -l <"$dir/B.log")
+say B replace
+until_ok "a row" db_has Event '["message"]' '[["kind","==","engine-replaced"],["severity","==","notice"],["host","==","hostB"]]' \
+    'engine fake1 took over from fake, packets had to wait for 34 us'
+ctl B moat/status | grep -q 'fast-path: connected' || fail "$(ctl B moat/status)"
+ctl B moat/resync
+[ "$(ctl B moat/reconcile | sed -n 's/^differences: //p')" = 0 ] || fail "$(ctl B moat/reconcile)"
+[ "$(slot B vnic-young)" = "$before" ] || fail "the slot changed: $(slot B vnic-young), was $before"
+quarantine_young() { db '["Moat",{"op":"update","table":"VM","where":[["name","==","young"]],"row":{"quarantine":'"$1"'}}]'; }
+say B replace
+say B replace
+quarantine_young true
+until_ok "the third is told what is new" slot_has B 'quarantine=1' vnic-young
+until_ok "and tells" event_has 'quarantine has ended sessions: 50'
+say B replace-at 4 # instead of an answer to the claim
+quarantine_young false
+until_ok "the fourth is told what the third did not take" slot_has B 'quarantine=0' vnic-young
+say B sessions vnic-young 40
+say B replace-at 7 # to the ruleset
+quarantine_young true
+until_ok "the fifth judges again" event_has 'quarantine has ended sessions: 40'
+say B replace-at 2 # to the list of slots
+quarantine_young false
+until_ok "and back" slot_has B 'quarantine=0' vnic-young
+until_ok "each is said" event_has 'engine fake6 took over from fake5'
+! get Event '["message"]' '[["kind","==","engine-replaced"]]' | tr '{' '\n' | grep '"message"' | grep -v 'took over' || fail "it is said twice"
+! tail -n +$((lines + 1)) "$dir/B.log" | grep -E '\|(WARN|ERR|EMER)\|' || fail "it is no reason to worry"
 
 step "what the fast path learns and runs out of are events"
 say B learnt vnic-young

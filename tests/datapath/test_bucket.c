@@ -79,12 +79,12 @@ static struct moat_session_whole tuple(uint32_t n)
 
 static uint32_t first_of(const struct moat_session_whole *w)
 {
-    return moat_session_bucket(table, tuple_hash(table, &w->s.key));
+    return moat_session_bucket(table, moat_session_hash(table, &w->s.key));
 }
 
 static uint32_t second_of(const struct moat_session_whole *w)
 {
-    return second_bucket(table, tuple_hash(table, &w->s.key), w->s.key.tag);
+    return second_bucket(table, moat_session_hash(table, &w->s.key), w->s.key.tag);
 }
 
 /* The next tuple after *n that has these buckets. */
@@ -102,8 +102,8 @@ static uint32_t insert(const struct moat_session_whole *s)
 {
     enum moat_reason reason = MOAT_R_NONE;
     bool found;
-    uint32_t i =
-        moat_session_insert(table, &thread, tuple_hash(table, &s->s.key), s, &found, &reason);
+    uint32_t i = moat_session_insert(table, &thread, moat_session_hash(table, &s->s.key), s, &found,
+                                     &reason);
 
     ck_assert(!found || i != MOAT_NO_SESSION);
     ck_assert_uint_eq(i == MOAT_NO_SESSION, reason == MOAT_R_TABLE_FULL);
@@ -115,7 +115,7 @@ static uint32_t find(const struct moat_session_whole *s)
 {
     struct moat_pkt p = {.src = s->local6, .dst = s->remote6};
     const struct moat_pkt *pkts = &p;
-    uint64_t hash = tuple_hash(table, &s->s.key);
+    uint64_t hash = moat_session_hash(table, &s->s.key);
     uint32_t one = moat_session_lookup(table, &s->s.key, hash, &p, MOAT_FROM_VM), bulk;
 
     moat_session_lookup_bulk(table, &s->s.key, &hash, &pkts, MOAT_FROM_VM, 1, &bulk);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* The filter compared with itself: one random stream of packets (traffic.h), policy changes,
+/* The filter compared with itself: one random stream of packets (stream.h), policy changes,
  * flushes and pauses must get the same verdicts and reasons, packet by packet, however it is
  * cut into bursts, shared between threads, and whatever happens to the sessions meanwhile.
  *
@@ -13,11 +13,8 @@
  *   restart         the mapping is closed and opened again after every packet (with the
  *                   address sanitizer: after every eighth)
  *
- * The stream is cut into steps.  Within a step no order between packets matters but that of
- * packets of one direction: a packet whose tuple came the other way before, or that another
- * one's ICMP error quotes, begins a new step, and so does every pause or change of policy.
- * Bursts and threads are made of the packets of one step.  Quotas per second are left out:
- * they depend on order by intent. */
+ * Bursts and threads are made of the packets of one step (stream.h).  test_handover.c does the
+ * same with engines that are exchanged. */
 
 #include <check.h>
 #include <fcntl.h>
@@ -26,35 +23,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "datapath/fragment.h"
 #include "datapath/transfer.h"
 #include "tests/lib/gen_policy.h" /* moat_gen_seed() */
-#include "tests/lib/traffic.h"
-
-#define N_PACKETS 24000
-#define MAX_STEP 512
-#define N_POLICIES 2
-#define NOT_PUSHED 0xff
-#define PASSED 0x80 /* else a verdict is the reason */
-
-static const char *const policies[N_POLICIES] = {
-    "policy \"t\" version 1\n"
-    "service web = tcp 80, tcp 443\n"
-    "service ping = icmp echo-request, icmp6 echo-request\n"
-    "tier t {\n"
-    "  reject from vm \"b\" to vm \"c\" service tcp 443\n"
-    "  drop log from vm \"a\" to vm \"c\" service udp 53\n"
-    "  allow loose from outside to vm \"b\" service tcp 8080\n"
-    "  allow from vms to vms service web, udp 53, ping, sctp, tcp 22\n"
-    "  allow from any to vm \"a\" service tcp, udp, ping\n"
-    "  allow from vms to outside service web, tcp 8080, udp\n"
-    "}\ndefault drop\n",
-    "policy \"t\" version 1\n"
-    "tier t {\n"
-    "  drop from any to vm \"b\" service tcp 443\n"
-    "  allow from any to any service tcp, udp, icmp, icmp6\n"
-    "}\ndefault drop log\n",
-};
+#include "tests/lib/stream.h"
 
 #ifdef __SANITIZE_THREAD__ /* it has nothing to say about one thread */
 #define THREADS_ONLY true
@@ -62,322 +33,15 @@ static const char *const policies[N_POLICIES] = {
 #define THREADS_ONLY false
 #endif
 
-/* One packet of the stream, and what it meets. */
-struct packet {
-    uint8_t *data; /* exactly len bytes */
-    uint32_t len, total;
-    uint8_t hop[2]; /* slot that it comes from, slot that it goes to; RIG_SLOTS: none */
-    uint64_t tuple; /* either direction; 0: no session can care */
-    uint64_t pair;  /* of addresses, likewise */
-    bool up;        /* direction within the tuple */
-    bool error;     /* an ICMP error about the tuple */
-    bool tcp, fragment;
-};
-
-enum change { NOTHING, PUBLISH, FLUSH };
-
-struct step {
-    unsigned first, n;
-    uint32_t wait_ms;
-    enum change change;
-    unsigned slot, policy;
-};
-
-struct stream {
-    struct packet packets[N_PACKETS];
-    struct step *steps;
-    unsigned n_steps;
-};
-
-/* verdicts[i][h]: of packet i where it comes from (0) and where it goes to (1). */
-typedef uint8_t verdicts_t[N_PACKETS][2];
-
 static struct stream stream; /* many conversations: long steps */
 static struct stream small;  /* few: cheap to move.  No fragments: datagrams under way do not move
                               * and do not survive a restart; their rest is refused. */
-static verdicts_t expected, expected_small;
-static struct {
-    uint8_t *blob;
-    size_t len;
-} compiled[N_POLICIES][RIG_SLOTS];
-
-/* --- the stream --- */
-
-static uint64_t mix(uint64_t h, const void *bytes, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        h = (h ^ ((const uint8_t *)bytes)[i]) * 0x100000001b3;
-    return h;
-}
-
-/* Sum of both ends: the same for both directions. */
-static void key_of(const struct moat_pkt *p, struct packet *out)
-{
-    unsigned len = p->family == MOAT_FAM_IP6 ? 16 : 4;
-    uint16_t sport = p->kind == MOAT_PKT_ICMP_QUERY ? p->icmp_id : p->sport;
-    uint16_t dport = p->kind == MOAT_PKT_ICMP_QUERY ? p->icmp_id : p->dport;
-    uint64_t src = mix(1, p->src, len), dst = mix(1, p->dst, len);
-    uint64_t a = mix(src, &sport, 2), b = mix(dst, &dport, 2);
-
-    out->pair = src + dst;
-    out->tuple = (a + b) * 31 + p->proto * 256u + p->family + ((uint64_t)p->vlan << 40);
-    out->up = a == b ? p->icmp_reply : a < b;
-}
-
-static void classify(struct packet *k)
-{
-    struct moat_pkt p = {.data = k->data, .len = k->len, .total = k->total}, quoted;
-
-    moat_parse(&p);
-    k->tcp = p.kind == MOAT_PKT_TCP;
-    k->fragment = p.frag;
-    k->pair = k->hop[0]; /* what is rationed by slot stays with one thread */
-    if (p.reason || p.family == MOAT_FAM_ARP)
-        return;
-    if (p.kind == MOAT_PKT_ICMP_ERROR) {
-        k->error = moat_parse_quoted(&p, &quoted);
-        if (k->error)
-            key_of(&quoted, k);
-    } else if (p.frag == 2) {
-        key_of(&p, k); /* one direction only: the tuple without ports is nobody else's */
-    } else if (p.cast == MOAT_UNICAST && p.kind != MOAT_PKT_ICMP_OTHER) {
-        key_of(&p, k);
-    }
-}
-
-static bool conflicts(const struct packet *a, const struct packet *b)
-{
-    return a->tuple && a->tuple == b->tuple && (a->up != b->up || a->error || b->error);
-}
-
-static bool begins_step(const struct stream *s, const struct step *now, const struct packet *p)
-{
-    if (now->n == MAX_STEP)
-        return true;
-    for (unsigned i = 0; i < now->n; i++)
-        if (conflicts(&s->packets[now->first + i], p))
-            return true;
-    return false;
-}
-
-/* Packet i, the next that the traffic has. */
-static uint32_t make_packet(struct stream *s, unsigned i, struct traffic *traffic)
-{
-    struct packet *p = &s->packets[i];
-    struct traffic_pkt made;
-
-    traffic_next(traffic, &made);
-    *p = (struct packet){.len = made.len,
-                         .total = made.total,
-                         .hop = {made.from, made.to},
-                         .data = malloc(made.len)};
-    ck_assert_ptr_nonnull(p->data);
-    memcpy(p->data, made.f.data, made.len);
-    classify(p);
-    return made.wait_ms;
-}
-
-static void make_stream(struct stream *s, uint64_t seed, unsigned n_convs, bool fragments)
-{
-    static struct traffic traffic;
-    struct choice choice;
-    struct step *now = NULL;
-
-    choice_seed(&choice, seed);
-    traffic_init(&traffic, &choice, n_convs);
-    s->steps = calloc(N_PACKETS, sizeof *s->steps);
-    ck_assert_ptr_nonnull(s->steps);
-    for (unsigned i = 0; i < N_PACKETS; i++) {
-        bool change = choice_one_in(&choice, 500);
-        uint32_t wait_ms = make_packet(s, i, &traffic);
-
-        while (s->packets[i].fragment && !fragments) {
-            free(s->packets[i].data);
-            wait_ms += make_packet(s, i, &traffic);
-        }
-        if (!now || wait_ms || change || begins_step(s, now, &s->packets[i])) {
-            now = &s->steps[s->n_steps++];
-            *now = (struct step){.first = i, .wait_ms = wait_ms};
-            if (change) {
-                now->change = choice_one_in(&choice, 8) ? FLUSH : PUBLISH;
-                now->slot = choice_below(&choice, RIG_SLOTS);
-                now->policy = choice_below(&choice, N_POLICIES);
-            }
-        }
-        now->n++;
-    }
-}
-
-static void compile(void)
-{
-    struct rig r;
-
-    rig_create(&r, NULL);
-    for (unsigned i = 0; i < N_POLICIES; i++) {
-        struct moat_policy *p = moat_policy_parse(policies[i], strlen(policies[i]), "t", NULL);
-
-        ck_assert_ptr_nonnull(p);
-        for (unsigned s = 0; s < RIG_SLOTS; s++)
-            ck_assert_int_eq(moat_policy_compile(p, r.inv, s, i + 1, &compiled[i][s].blob,
-                                                 &compiled[i][s].len, NULL),
-                             0);
-        moat_policy_destroy(p);
-    }
-    rig_destroy(&r);
-}
-
-/* --- an engine for it --- */
-
-static void publish(struct rig *r, unsigned slot, unsigned policy)
-{
-    char err[256] = "";
-
-    ck_assert_msg(!moat_slot_publish(r->e, rig_vnic[slot], compiled[policy][slot].blob,
-                                     compiled[policy][slot].len, err, sizeof err),
-                  "%s", err);
-}
-
-static void start(struct rig *r, const char *mapping, uint32_t n_sessions)
-{
-    rig_create_sized(r, mapping, n_sessions);
-    for (unsigned s = 0; s < RIG_SLOTS; s++) {
-        struct moat_slot_conf c;
-        char err[256] = "";
-
-        rig_conf(s, MOAT_SLOT_ACTIVE, &c);
-        c.settings.vlan = s == 2 ? MOAT_VLAN_INSPECT : MOAT_VLAN_BLOCK;
-        c.settings.max_sessions = n_sessions / 3;
-        c.settings.max_half_open = c.settings.max_new = c.settings.max_fragments = 1u << 30;
-        ck_assert_msg(!moat_slot_claim(r->e, &c, err, sizeof err), "%s", err);
-        publish(r, s, 0);
-    }
-}
-
-/* What happens before a step, but for the time. */
-static void apply_change(struct rig *r, const struct step *s)
-{
-    char err[256];
-
-    if (s->change == PUBLISH)
-        publish(r, s->slot, s->policy);
-    else if (s->change == FLUSH)
-        ck_assert_int_eq(moat_slot_flush(r->e, rig_vnic[s->slot], err, sizeof err), 0);
-}
-
-static void begin_step(struct rig *r, const struct step *s)
-{
-    struct moat_event ev;
-
-    __atomic_fetch_add(&rig_clock_ms, s->wait_ms, __ATOMIC_RELAXED);
-    if (s->wait_ms)
-        moat_engine_turn(r->e);
-    apply_change(r, s);
-    while (moat_event_take(&r->e->events, &ev))
-        ;
-}
-
-static uint8_t verdict_of(bool passed, const struct moat_pkt *p)
-{
-    return passed ? PASSED : p->reason;
-}
-
-/* Packets which[0..n) meet their slot on one hop, as one burst. */
-static void push(struct rig *r, const struct stream *s, const unsigned *which, unsigned n,
-                 unsigned hop, verdicts_t out)
-{
-    struct moat_port *port = r->port[s->packets[which[0]].hop[hop]];
-    struct moat_pkt p[MOAT_BURST_MAX];
-    uint32_t passed;
-
-    for (unsigned i = 0; i < n; i++)
-        p[i] = (struct moat_pkt){.data = s->packets[which[i]].data,
-                                 .len = s->packets[which[i]].len,
-                                 .total = s->packets[which[i]].total};
-    passed = moat_pipe_burst(moat_thread_self(r->e), port, hop ? MOAT_TO_VM : MOAT_FROM_VM, p, n);
-    for (unsigned i = 0; i < n; i++)
-        out[which[i]][hop] = verdict_of(passed >> i & 1, &p[i]);
-}
-
-static void push_one(struct rig *r, const struct stream *s, unsigned i, verdicts_t out)
-{
-    for (unsigned hop = 0; hop < 2; hop++)
-        if (s->packets[i].hop[hop] < RIG_SLOTS)
-            push(r, s, &i, 1, hop, out);
-}
-
-static void reset_clock(void)
-{
-    rig_clock_ms = 1000000;
-}
-
-/* --- what is compared with --- */
-
-static void run_reference(const struct stream *s, uint32_t n_sessions, verdicts_t out)
-{
-    struct rig r;
-
-    reset_clock();
-    memset(out, NOT_PUSHED, sizeof(verdicts_t));
-    start(&r, NULL, n_sessions);
-    for (unsigned k = 0; k < s->n_steps; k++) {
-        begin_step(&r, &s->steps[k]);
-        for (unsigned i = 0; i < s->steps[k].n; i++)
-            push_one(&r, s, s->steps[k].first + i, out);
-        /* There is room for 64 of each slot: who gets the last of it would be a matter of order. */
-        for (unsigned slot = 0; slot < RIG_SLOTS; slot++)
-            ck_assert_uint_lt(moat_fragments_held(r.e->fragments, slot), 64);
-    }
-    rig_destroy(&r);
-}
-
-static const char *verdict_name(uint8_t v)
-{
-    return v == PASSED ? "passed" : moat_reason_name(v);
-}
-
-/* Equal, or the first difference. */
-static void compare(const struct stream *s, const verdicts_t want, const verdicts_t got,
-                    const char *how)
-{
-    for (unsigned i = 0; i < N_PACKETS; i++)
-        for (unsigned hop = 0; hop < 2; hop++)
-            if (want[i][hop] != got[i][hop]) {
-                for (unsigned b = 0; b < s->packets[i].len && b < 100; b++)
-                    fprintf(stderr, "%02x%s", s->packets[i].data[b], b % 16 == 15 ? "\n" : " ");
-                ck_abort_msg("%s: packet %u at slot %u, hop %u: %s, reference: %s", how, i,
-                             s->packets[i].hop[hop], hop, verdict_name(got[i][hop]),
-                             verdict_name(want[i][hop]));
-            }
-}
-
-/* A stream that only passes, or only fails, compares nothing. */
-static void check_variety(const struct stream *s, const verdicts_t v, const char *name)
-{
-    unsigned count[256] = {0}, reasons = 0, all = 0;
-
-    for (unsigned i = 0; i < N_PACKETS; i++)
-        for (unsigned hop = 0; hop < 2; hop++)
-            if (v[i][hop] != NOT_PUSHED) {
-                count[v[i][hop]]++;
-                all++;
-            }
-    fprintf(stderr, "%s: %u packets in %u steps, %u verdicts, %u passed;", name, N_PACKETS,
-            s->n_steps, all, count[PASSED]);
-    for (unsigned r = 1; r < MOAT_N_REASONS; r++)
-        if (count[r]) {
-            fprintf(stderr, " %s %u", moat_reason_name(r), count[r]);
-            reasons++;
-        }
-    fprintf(stderr, "\n");
-    ck_assert_uint_gt(count[PASSED], all / 4);
-    ck_assert_uint_lt(count[PASSED], all * 3 / 4);
-    ck_assert_uint_ge(reasons, 15);
-}
+static stream_verdicts expected, expected_small;
 
 /* --- bursts --- */
 
 struct queues {
-    unsigned which[RIG_SLOTS][2][MAX_STEP], n[RIG_SLOTS][2];
+    unsigned which[RIG_SLOTS][2][STREAM_STEP_MAX], n[RIG_SLOTS][2];
 };
 
 /* The step's packets by slot and direction, in order. */
@@ -394,28 +58,28 @@ static void sort_step(const struct stream *s, const struct step *st, struct queu
 }
 
 static void push_queue(struct rig *r, const struct stream *s, const struct queues *q, unsigned slot,
-                       unsigned hop, unsigned size, verdicts_t out)
+                       unsigned hop, unsigned size, stream_verdicts out)
 {
     for (unsigned at = 0; at < q->n[slot][hop]; at += size) {
         unsigned left = q->n[slot][hop] - at;
 
-        push(r, s, q->which[slot][hop] + at, left < size ? left : size, hop, out);
+        stream_push(r, s, q->which[slot][hop] + at, left < size ? left : size, hop, out);
     }
 }
 
 START_TEST(bursts_of_every_size)
 {
-    static verdicts_t got;
+    static stream_verdicts got;
     static struct queues q;
     unsigned size = (unsigned)_i;
     char how[32];
     struct rig r;
 
-    reset_clock();
-    memset(got, NOT_PUSHED, sizeof got);
-    start(&r, NULL, 16384);
+    stream_reset();
+    memset(got, STREAM_NOT_PUSHED, sizeof got);
+    stream_start(&r, NULL, 16384);
     for (unsigned k = 0; k < stream.n_steps; k++) {
-        begin_step(&r, &stream.steps[k]);
+        stream_begin(&r, &stream.steps[k]);
         sort_step(&stream, &stream.steps[k], &q);
         for (unsigned slot = 0; slot < RIG_SLOTS; slot++)
             for (unsigned hop = 0; hop < 2; hop++)
@@ -423,7 +87,7 @@ START_TEST(bursts_of_every_size)
     }
     rig_destroy(&r);
     snprintf(how, sizeof how, "bursts of %u", size);
-    compare(&stream, expected, got, how);
+    stream_compare(&stream, expected, got, how);
 }
 END_TEST
 
@@ -449,12 +113,12 @@ static void put_priority_tag(struct packet *p)
 
 START_TEST(straight_line_and_long_way)
 {
-    static verdicts_t got;
+    static stream_verdicts got;
 
-    for (unsigned i = 0; i < N_PACKETS; i++)
+    for (unsigned i = 0; i < STREAM_PACKETS; i++)
         put_priority_tag(&stream.packets[i]); /* this process has a copy of its own */
-    run_reference(&stream, 16384, got);
-    compare(&stream, expected, got, "with a priority tag");
+    stream_reference(&stream, 16384, got);
+    stream_compare(&stream, expected, got, "with a priority tag");
 }
 END_TEST
 
@@ -464,7 +128,7 @@ static struct {
     struct rig rig;
     bool by_direction;
     pthread_barrier_t barrier;
-    verdicts_t got;
+    stream_verdicts got;
 } shared;
 
 static bool is_mine(unsigned me, unsigned i, unsigned hop)
@@ -485,13 +149,13 @@ static void *half(void *me_)
             pthread_barrier_wait(&shared.barrier);
         if (alone) {
             if (!me)
-                begin_step(&shared.rig, st);
+                stream_begin(&shared.rig, st);
             pthread_barrier_wait(&shared.barrier);
         }
         for (unsigned i = st->first; i < st->first + st->n; i++)
             for (unsigned hop = 0; hop < 2; hop++)
                 if (stream.packets[i].hop[hop] < RIG_SLOTS && is_mine(me, i, hop))
-                    push(&shared.rig, &stream, &i, 1, hop, shared.got);
+                    stream_push(&shared.rig, &stream, &i, 1, hop, shared.got);
     }
     return NULL;
 }
@@ -500,17 +164,18 @@ START_TEST(two_threads)
 {
     pthread_t other;
 
-    reset_clock();
-    memset(shared.got, NOT_PUSHED, sizeof shared.got);
+    stream_reset();
+    memset(shared.got, STREAM_NOT_PUSHED, sizeof shared.got);
     shared.by_direction = _i;
     pthread_barrier_init(&shared.barrier, NULL, 2);
-    start(&shared.rig, NULL, 16384);
+    stream_start(&shared.rig, NULL, 16384);
     pthread_create(&other, NULL, half, &shared);
     half(NULL);
     pthread_join(other, NULL);
     pthread_barrier_destroy(&shared.barrier);
     rig_destroy(&shared.rig);
-    compare(&stream, expected, shared.got, _i ? "a thread per direction" : "a thread per pair");
+    stream_compare(&stream, expected, shared.got,
+                   _i ? "a thread per direction" : "a thread per pair");
 }
 END_TEST
 
@@ -651,30 +316,30 @@ static uint32_t move_all(struct rig *from, struct rig *to, bool lenient)
 static void renew(struct rig *r, const unsigned policy[RIG_SLOTS])
 {
     rig_destroy(r);
-    start(r, NULL, SMALL_TABLE);
+    stream_start(r, NULL, SMALL_TABLE);
     for (unsigned s = 0; s < RIG_SLOTS; s++)
-        publish(r, s, policy[s]);
+        stream_publish(r, s, policy[s]);
 }
 
-static void run_moves(const struct stream *s, bool lenient, verdicts_t out)
+static void run_moves(const struct stream *s, bool lenient, stream_verdicts out)
 {
     unsigned policy[RIG_SLOTS] = {0}, now = 0;
     uint64_t moved = 0;
     struct rig r[2];
 
-    reset_clock();
-    memset(out, NOT_PUSHED, sizeof(verdicts_t));
-    start(&r[0], NULL, SMALL_TABLE);
-    start(&r[1], NULL, SMALL_TABLE);
+    stream_reset();
+    memset(out, STREAM_NOT_PUSHED, sizeof(stream_verdicts));
+    stream_start(&r[0], NULL, SMALL_TABLE);
+    stream_start(&r[1], NULL, SMALL_TABLE);
     for (unsigned k = 0; k < s->n_steps; k++) {
         const struct step *st = &s->steps[k];
 
-        begin_step(&r[now], st);
-        apply_change(&r[!now], st);
+        stream_begin(&r[now], st);
+        stream_change(&r[!now], st);
         if (st->change == PUBLISH)
             policy[st->slot] = st->policy;
         for (unsigned i = st->first; i < st->first + st->n; i++) {
-            push_one(&r[now], s, i, out);
+            stream_push_one(&r[now], s, i, out);
             leave_engine(&r[now]);
             if (i % PACKETS_PER_ENGINE == 0)
                 renew(&r[!now], policy);
@@ -687,15 +352,15 @@ static void run_moves(const struct stream *s, bool lenient, verdicts_t out)
     rig_destroy(&r[0]);
     rig_destroy(&r[1]);
     fprintf(stderr, "%llu records moved\n", (unsigned long long)moved);
-    ck_assert_uint_gt(moved, N_PACKETS);
+    ck_assert_uint_gt(moved, STREAM_PACKETS);
 }
 
 START_TEST(moving_after_every_packet)
 {
-    static verdicts_t got;
+    static stream_verdicts got;
 
     run_moves(&small, false, got);
-    compare(&small, expected_small, got, "moved");
+    stream_compare(&small, expected_small, got, "moved");
 }
 END_TEST
 
@@ -726,29 +391,29 @@ static void taint(struct taint *t, uint64_t tuple)
  * then on that session knows other bounds, and is compared no more. */
 START_TEST(moving_is_lenient_about_windows_only)
 {
-    static verdicts_t got;
+    static stream_verdicts got;
     static struct taint taints[RIG_SLOTS];
     unsigned compared = 0, lenient = 0, skipped = 0;
 
     run_moves(&small, true, got);
-    for (unsigned i = 0; i < N_PACKETS; i++)
+    for (unsigned i = 0; i < STREAM_PACKETS; i++)
         for (unsigned hop = 0; hop < 2; hop++) {
             const struct packet *p = &small.packets[i];
             struct taint *t = &taints[p->hop[hop]];
             uint8_t want = expected_small[i][hop], is = got[i][hop];
 
-            if (want == NOT_PUSHED)
+            if (want == STREAM_NOT_PUSHED)
                 continue;
             if (p->tuple && tainted(t, p->tuple)) {
                 skipped++;
             } else if (p->tcp && want == MOAT_R_TCP_WINDOW &&
-                       (is == PASSED || is == MOAT_R_TCP_STATE)) {
+                       (is == STREAM_PASSED || is == MOAT_R_TCP_STATE)) {
                 lenient++;
                 taint(t, p->tuple);
             } else {
                 compared++;
                 ck_assert_msg(want == is, "packet %u, hop %u: %s, reference: %s", i, hop,
-                              verdict_name(is), verdict_name(want));
+                              stream_verdict(is), stream_verdict(want));
             }
         }
     fprintf(stderr, "%u equal, %u leniently within the window, %u of such sessions not compared\n",
@@ -792,29 +457,29 @@ static bool make_file(char *path)
 
 START_TEST(restart_after_every_packet)
 {
-    static verdicts_t got;
+    static stream_verdicts got;
     /* As the switch has it, if there are pages: two instead of a thousand. */
     char huge[] = "/dev/hugepages/moat-test-XXXXXX", plain[] = "/dev/shm/moat-test-XXXXXX";
     char *path = make_file(huge) ? huge : plain;
     struct rig r;
 
     ck_assert(path == huge || make_file(plain));
-    reset_clock();
-    memset(got, NOT_PUSHED, sizeof got);
-    start(&r, path, SMALL_TABLE);
+    stream_reset();
+    memset(got, STREAM_NOT_PUSHED, sizeof got);
+    stream_start(&r, path, SMALL_TABLE);
     for (unsigned k = 0; k < small.n_steps; k++) {
         const struct step *st = &small.steps[k];
 
-        begin_step(&r, st);
+        stream_begin(&r, st);
         for (unsigned i = st->first; i < st->first + st->n; i++) {
-            push_one(&r, &small, i, got);
+            stream_push_one(&r, &small, i, got);
             if (i % PACKETS_PER_RESTART == 0)
                 open_again(&r, path, live_sessions(&r));
         }
     }
     rig_destroy(&r);
     unlink(path);
-    compare(&small, expected_small, got, "restarted");
+    stream_compare(&small, expected_small, got, "restarted");
 }
 END_TEST
 
@@ -822,13 +487,13 @@ static void prepare(void)
 {
     uint64_t seed = moat_gen_seed(20240611);
 
-    compile();
-    make_stream(&stream, seed, 300, true);
-    make_stream(&small, seed + 1, 24, false);
-    run_reference(&stream, 16384, expected);
-    run_reference(&small, SMALL_TABLE, expected_small);
-    check_variety(&stream, expected, "stream");
-    check_variety(&small, expected_small, "small stream");
+    stream_compile();
+    stream_make(&stream, seed, 300, true);
+    stream_make(&small, seed + 1, 24, false);
+    stream_reference(&stream, 16384, expected);
+    stream_reference(&small, SMALL_TABLE, expected_small);
+    stream_check(&stream, expected, "stream");
+    stream_check(&small, expected_small, "small stream");
 }
 
 int main(void)

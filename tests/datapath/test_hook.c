@@ -170,7 +170,10 @@ static void claim_open(enum moat_slot_state state)
 
 static void setup(void)
 {
-    static const struct moat_switch sw = {MOAT_ENGINE_ABI, sizeof sw, vhost_dequeue, vhost_enqueue};
+    static const struct moat_switch sw = {.abi = MOAT_ENGINE_ABI,
+                                          .size = sizeof sw,
+                                          .dequeue = vhost_dequeue,
+                                          .enqueue = vhost_enqueue};
     struct moat_engine_conf conf = {.n_slots = 4, .n_sessions = 1024, .inject = hook_inject};
     char *args[] = {(char *)"test",
                     (char *)"--no-huge",

@@ -246,6 +246,9 @@ START_TEST(a_flooded_packet_is_not_answered)
 {
     struct frame tcp = vm_tcp(A, B, 1000, 99, 100, 0, SYN, 0), udp = vm_udp(A, B, 1000, 99);
 
+    ck_assert_int_eq(push(C, MOAT_TO_VM, tcp), MOAT_R_L2_DESTINATION);
+    settings.spoof = MOAT_SPOOF_OFF;
+    rig_settings(&r, C, &settings);
     ck_assert_int_eq(push(C, MOAT_TO_VM, tcp), MOAT_R_RULE);
     ck_assert_int_eq(push(C, MOAT_TO_VM, udp), MOAT_R_RULE);
     ck_assert_uint_eq(rig_n_injected, 0);
@@ -283,6 +286,103 @@ START_TEST(drop_is_silent_and_answers_are_bounded)
     ck_assert_uint_eq(rig_n_injected, 100);
     ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS), 100);
     ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS_LIMITED), 900);
+}
+END_TEST
+
+/* --- frames for other MACs --- */
+
+static struct frame to_mac(struct frame f, uint8_t last)
+{
+    f.data[5] = last;
+    return f;
+}
+
+static struct frame arp_of_b(void)
+{
+    static const uint8_t none[6];
+    struct frame f;
+
+    frame_eth(&f, rig_mac[A], rig_mac[B]);
+    frame_arp(&f, 1, rig_mac[B], rig_ip4[B], none, rig_ip4[A]);
+    frame_end(&f);
+    return f;
+}
+
+static struct frame fragment(struct frame f, uint16_t id, uint16_t field)
+{
+    f.data[f.ip_off + 4] = (uint8_t)(id >> 8);
+    f.data[f.ip_off + 5] = (uint8_t)id;
+    f.data[f.ip_off + 6] = (uint8_t)(field >> 8);
+    f.data[f.ip_off + 7] = (uint8_t)field;
+    return f;
+}
+
+/* Policy admits all of it by address, but the switch has only flooded it: nothing opens, nothing
+ * counts. */
+START_TEST(a_flood_for_another_mac_uses_up_nothing)
+{
+    static const uint8_t modes[] = {MOAT_SPOOF_STRICT, MOAT_SPOOF_LEARN};
+
+    settings.max_half_open = settings.max_sessions = settings.max_new = settings.max_fragments = 4;
+    settings.spoof = modes[_i];
+    rig_settings(&r, A, &settings);
+    for (uint16_t p = 1; p < 100; p++) {
+        ck_assert_int_eq(in(to_mac(vm_tcp(B, A, p, 80, 100, 0, SYN, 0), 77)),
+                         MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(vm_tcp(B, C, p, 80, 100, 0, SYN, 0), 3)), MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(vm_udp(B, A, p, 80), 77)), MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(vm_udp6(B, A, p, 80), 77)), MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(vm_icmp(B, A, 8, p), 77)), MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(arp_of_b(), 77)), MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(fragment(vm_udp(B, A, 1, 80), p, 0x2000), 77)),
+                         MOAT_R_L2_DESTINATION);
+        ck_assert_int_eq(in(to_mac(fragment(vm_udp(B, A, 1, 80), p, 0x0010), 77)),
+                         MOAT_R_L2_DESTINATION);
+    }
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_DROP(MOAT_TO_VM, MOAT_R_L2_DESTINATION)), 99 * 8);
+    ck_assert_uint_eq(info_of(A).sessions, 0);
+    ck_assert_uint_eq(info_of(A).half_open, 0);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CREATED), 0);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_FRAGMENTS_HELD), 0);
+    ck_assert_int_eq(in(arp_of_b()), MOAT_R_NONE);
+    /* The quotas are whole. */
+    for (uint16_t p = 1; p <= 4; p++)
+        ck_assert_int_eq(in(vm_tcp(B, A, p, 80, 100, 0, SYN, 0)), MOAT_R_NONE);
+    ck_assert_int_eq(in(vm_tcp(B, A, 5, 80, 100, 0, SYN, 0)), MOAT_R_QUOTA);
+    for (uint16_t id = 201; id <= 204; id++)
+        ck_assert_int_eq(in(fragment(vm_udp(B, A, 1, 80), id, 0x0010)), MOAT_R_FRAG); /* held */
+    ck_assert_int_eq(in(fragment(vm_udp(B, A, 1, 80), 205, 0x0010)), MOAT_R_FRAG_QUOTA);
+}
+END_TEST
+
+START_TEST(a_live_session_does_not_ask_for_the_mac)
+{
+    connect_a(1000);
+    ck_assert_int_eq(in(to_mac(vm_tcp(B, A, 80, 1000, 501, 101, ACK, 5), 77)), MOAT_R_NONE);
+    ck_assert_int_eq(in(to_mac(vm_tcp(B, A, 80, 1000, 506, 101, FIN | ACK, 0), 77)), MOAT_R_NONE);
+    ck_assert_int_eq(out(to_mac(vm_udp(A, B, 1, 1), 77)), MOAT_R_NONE); /* its own are its affair */
+}
+END_TEST
+
+START_TEST(groups_are_for_everybody)
+{
+    struct frame f = vm_udp(B, A, 1, 1);
+
+    memset(f.data, 0xff, 6);
+    ck_assert_int_eq(in(f), MOAT_R_NONE);
+    memcpy(f.data, "\x01\x00\x5e\x00\x00\x12", 6); /* VRRP */
+    ck_assert_int_eq(in(f), MOAT_R_NONE);
+}
+END_TEST
+
+/* A bridge, or one with virtual MACs. */
+START_TEST(without_anti_spoofing_a_vm_gets_what_comes)
+{
+    settings.spoof = MOAT_SPOOF_OFF;
+    rig_settings(&r, A, &settings);
+    ck_assert_int_eq(in(to_mac(vm_tcp(B, A, 1, 80, 100, 0, SYN, 0), 77)), MOAT_R_NONE);
+    ck_assert_int_eq(in(to_mac(vm_icmp(B, A, 8, 1), 77)), MOAT_R_NONE);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
 }
 END_TEST
 
@@ -468,6 +568,118 @@ START_TEST(a_rebooted_client_gets_its_port_back)
 }
 END_TEST
 
+/* --- bursts --- */
+
+/* All of one burst, from A; their reasons. */
+static void out_together(const struct frame *f, unsigned n, enum moat_reason *reason)
+{
+    struct moat_pkt p[MOAT_BURST_MAX];
+    uint32_t passed;
+
+    for (unsigned i = 0; i < n; i++)
+        p[i] = (struct moat_pkt){.data = f[i].data, .len = f[i].len, .total = f[i].len};
+    passed = moat_pipe_burst(moat_thread_self(r.e), r.port[A], MOAT_FROM_VM, p, n);
+    for (unsigned i = 0; i < n; i++)
+        reason[i] = passed >> i & 1 ? MOAT_R_NONE : (enum moat_reason)p[i].reason;
+}
+
+static uint64_t hits_of_all_rules(void)
+{
+    struct moat_rule_hit hit[32];
+    uint64_t sum = 0;
+    uint32_t next;
+    int n = moat_slot_hits(r.e, rig_vnic[A], 0, 32, hit, &next);
+
+    ck_assert_int_gt(n, 0);
+    ck_assert_uint_eq(next, 0);
+    while (n--)
+        sum += hit[n].hits;
+    return sum;
+}
+
+/* The rules are asked for all of a burst at once; what they say of a tuple's second packet must
+ * count for nothing: no hit, no part of a quota, no second session. */
+START_TEST(a_burst_opens_each_tuple_once)
+{
+    bool quick = _i; /* nothing but what the straight line takes */
+    struct frame f[7];
+    enum moat_reason reason[7];
+    uint64_t hits = hits_of_all_rules();
+
+    settings.max_new = 2;
+    rig_settings(&r, A, &settings);
+    for (unsigned i = 0; i < 7; i++) {
+        unsigned tuple = i == 3 || i == 6 ? 2 : i == 5 ? 3 : 1; /* 1 1 1 2 1 3 2 */
+
+        f[i] = quick ? vm_udp(A, B, (uint16_t)(1000 + tuple), 80)
+                     : vm_tcp(A, B, (uint16_t)(1000 + tuple), 80, 100, 0, SYN, 0);
+    }
+    out_together(f, 7, reason);
+    for (unsigned i = 0; i < 7; i++)
+        ck_assert_int_eq(reason[i], i == 5 ? MOAT_R_QUOTA_NEW : MOAT_R_NONE);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CREATED), 2);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_DROP(MOAT_FROM_VM, MOAT_R_QUOTA_NEW)), 1);
+    ck_assert_uint_eq(hits_of_all_rules() - hits, 3);
+}
+END_TEST
+
+/* Each packet of a burst has its own verdict, whatever its place. */
+START_TEST(a_burst_keeps_verdicts_apart)
+{
+    struct frame f[6] = {vm_tcp(A, B, 1, 99, 1, 0, SYN, 0),
+                         vm_tcp(A, B, 1, 80, 1, 0, SYN, 0),
+                         vm_udp(A, B, 1, 99),
+                         vm_tcp(A, B, 1, 98, 1, 0, SYN, 0),
+                         vm_udp(A, B, 1, 53),
+                         vm_tcp(A, B, 2, 99, 1, 0, SYN, 0)};
+    uint64_t hits = hits_of_all_rules();
+    enum moat_reason reason[6];
+
+    out_together(f, 6, reason);
+    for (unsigned i = 0; i < 6; i++)
+        ck_assert_int_eq(reason[i], i == 1 || i == 4 ? MOAT_R_NONE : MOAT_R_RULE);
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_ANSWERS), 3);
+    ck_assert_uint_eq(hits_of_all_rules() - hits, 6);
+    ck_assert_uint_eq(info_of(A).sessions, 2);
+}
+END_TEST
+
+/* The first packet of a tuple is cut with its session, the second one finds none and is judged
+ * anew; in a table so full that many sessions are in their second bucket. */
+START_TEST(a_burst_meets_what_those_before_ended)
+{
+    static const char nothing[] = "policy \"t\" version 1\n"
+                                  "tier main {\n"
+                                  "    allow from any to any service udp 53\n"
+                                  "    drop from any to any\n"
+                                  "}\n";
+
+    rig_destroy(&r);
+    rig_create_sized(&r, NULL, 64);
+    rig_claim(&r, A, MOAT_SLOT_ACTIVE);
+    rig_publish(&r, A, policy);
+    settings.max_sessions = 60;
+    rig_settings(&r, A, &settings);
+    for (uint16_t p = 1; p <= 60; p++)
+        ck_assert_int_eq(out(vm_udp(A, B, p, 80)), MOAT_R_NONE);
+    rig_publish(&r, A, nothing);
+    for (uint16_t p = 1; p <= 60; p++) {
+        struct frame f[2] = {vm_udp(A, B, p, 80), vm_udp(A, B, p, 80)};
+        struct frame before[2] = {vm_udp(A, B, 1, 53), vm_udp(A, B, 2, 53)};
+        enum moat_reason reason[2];
+
+        out_together(before, 2, reason); /* permitted, but there is no room */
+        ck_assert_int_eq(reason[0], MOAT_R_QUOTA);
+        ck_assert_int_eq(reason[1], MOAT_R_QUOTA);
+        out_together(f, 2, reason);
+        ck_assert_int_eq(reason[0], MOAT_R_POLICY_CHANGE);
+        ck_assert_int_eq(reason[1], MOAT_R_RULE);
+    }
+    ck_assert_uint_eq(rig_counter(&r, A, MOAT_C_SESSIONS_CUT), 60);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("open");
@@ -485,6 +697,10 @@ int main(void)
     tcase_add_test(tc, a_flooded_packet_is_not_answered);
     tcase_add_test(tc, the_answer_reaches_the_sender);
     tcase_add_test(tc, drop_is_silent_and_answers_are_bounded);
+    tcase_add_loop_test(tc, a_flood_for_another_mac_uses_up_nothing, 0, 2);
+    tcase_add_test(tc, a_live_session_does_not_ask_for_the_mac);
+    tcase_add_test(tc, groups_are_for_everybody);
+    tcase_add_test(tc, without_anti_spoofing_a_vm_gets_what_comes);
     tcase_add_test(tc, a_group_mac_is_no_way_around_a_session);
     tcase_add_test(tc, nobody_connects_to_a_group);
     tcase_add_test(tc, errors_need_a_packet_that_was_sent);
@@ -494,6 +710,9 @@ int main(void)
     tcase_add_test(tc, errors_of_cut_sessions_are_refused);
     tcase_add_test(tc, a_query_that_got_an_error_ends_sooner);
     tcase_add_test(tc, a_rebooted_client_gets_its_port_back);
+    tcase_add_loop_test(tc, a_burst_opens_each_tuple_once, 0, 2);
+    tcase_add_test(tc, a_burst_keeps_verdicts_apart);
+    tcase_add_test(tc, a_burst_meets_what_those_before_ended);
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_NORMAL);
     failed = srunner_ntests_failed(sr);

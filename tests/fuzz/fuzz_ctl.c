@@ -108,6 +108,7 @@ static size_t template(unsigned type, uint8_t *body)
         [MOAT_CTL_RULESET_GET] = sizeof(struct moat_ctl_vnic),
         [MOAT_CTL_FLUSH] = sizeof(struct moat_ctl_vnic),
         [MOAT_CTL_TRACE] = sizeof(struct moat_ctl_trace) + 3 * sizeof(struct moat_trace_insn),
+        [MOAT_CTL_REPLACE] = sizeof(struct moat_ctl_replace),
     };
     static const uint32_t version = MOAT_CTL_VERSION;
     size_t size = type < sizeof sizes / sizeof *sizes ? sizes[type] : 0;
@@ -129,6 +130,8 @@ static size_t template(unsigned type, uint8_t *body)
         t->snaplen = 100;
         t->which = MOAT_TRACE_PASSED | MOAT_TRACE_REFUSED;
         memcpy(body + size - sizeof all, &all, sizeof all);
+    } else if (type == MOAT_CTL_REPLACE) {
+        memcpy(body, "/engine", choice_one_in(&c, 2) ? sizeof "/engine" : 0);
     } else if (size >= MOAT_ID_MAX) {
         put_vnic(body);
         if (type == MOAT_CTL_STATE)
@@ -141,7 +144,7 @@ static size_t template(unsigned type, uint8_t *body)
 
 static size_t make_request(void)
 {
-    unsigned type = choice_below(&c, MOAT_CTL_TRACED + 2);
+    unsigned type = choice_below(&c, MOAT_CTL_REPLACE + 1);
     size_t len = template(type, out.body);
 
     if (choice_one_in(&c, 8))
@@ -237,7 +240,7 @@ static bool take_answer(unsigned i, uint16_t type, uint32_t xid)
 
     while ((n = receive(client[i])) > 0) {
         HOLDS(n >= (ssize_t)sizeof in.head && in.head.len == (size_t)n - sizeof in.head);
-        HOLDS(in.head.version == MOAT_CTL_VERSION);
+        HOLDS(in.head.version == MOAT_CTL_VERSION || type == MOAT_CTL_REPLACE);
         if (in.head.type == MOAT_CTL_EVENT || in.head.type == MOAT_CTL_TRACED) {
             HOLDS(!in.head.xid);
             continue;
@@ -300,6 +303,21 @@ static void one_message(void)
     }
 }
 
+/* An exchange that is always called off. */
+static int begin_exchange(const char *file, char *err, size_t err_size)
+{
+    HOLDS((!*file || *file == '/') && strlen(file) < MOAT_FILE_MAX);
+    snprintf(err, err_size, "not this one");
+    return file[0] && file[1] == 'n' ? -EBUSY : 0;
+}
+
+static int end_exchange(struct moat_ctl_replaced *out_, char *err, size_t err_size)
+{
+    memset(out_, 0, sizeof *out_);
+    snprintf(err, err_size, "called off");
+    return -EBUSY;
+}
+
 /* The engine serves many inputs, for speed; each finds it without slots but one. */
 static void start_engine(void)
 {
@@ -324,7 +342,9 @@ static void start_engine(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *input, size_t size)
 {
-    struct moat_ctl_conf conf = {.engine = NULL, .path = path, .uid = getuid()};
+    static const struct moat_ctl_exchange exchange = {begin_exchange, end_exchange};
+    struct moat_ctl_conf conf = {
+        .engine = NULL, .path = path, .uid = getuid(), .exchange = &exchange};
     static const uint32_t version = MOAT_CTL_VERSION;
     char err[256];
 

@@ -127,6 +127,43 @@ void rig_create_sized(struct rig *r, const char *mapping, uint32_t n_sessions)
     }
 }
 
+struct moat_engine *rig_successor(struct rig *r, struct moat_handover *offer, bool by_records,
+                                  uint32_t n_sessions)
+{
+    struct moat_engine_conf conf = r->e->conf;
+    struct moat_engine *e;
+    char err[256] = "";
+
+    moat_handover_offer(r->e, offer);
+    conf.before = offer;
+    conf.by_records = by_records;
+    conf.n_sessions = n_sessions;
+    conf.n_sessions6 = n_sessions / 2;
+    e = moat_engine_create(&conf, err, sizeof err);
+    ck_assert_msg(e != NULL, "%s", err);
+    return e;
+}
+
+void rig_succeed(struct rig *r, struct moat_engine *e)
+{
+    moat_handover_finish(e);
+    moat_engine_destroy(r->e);
+    r->e = e;
+    for (unsigned i = 0; i < RIG_SLOTS; i++)
+        r->port[i] = e->ports[i];
+}
+
+void rig_exchange(struct rig *r, bool by_records, uint32_t n_sessions)
+{
+    static struct moat_handover offer;
+    struct moat_engine *e = rig_successor(r, &offer, by_records, n_sessions);
+    char err[256] = "";
+
+    ck_assert_msg(!moat_handover_prepare(e, err, sizeof err), "%s", err);
+    ck_assert_msg(!moat_handover_take(e, err, sizeof err), "%s", err);
+    rig_succeed(r, e);
+}
+
 void rig_create(struct rig *r, const char *mapping)
 {
     rig_create_sized(r, mapping, 4096);

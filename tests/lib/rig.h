@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "datapath/engine.h"
+#include "datapath/handover.h"
 #include "datapath/pipe.h"
 #include "datapath/slot.h"
 #include "policy/policy.h"
@@ -39,6 +40,14 @@ extern const uint8_t rig_ip6[RIG_SLOTS][16];
 void rig_create(struct rig *, const char *mapping);
 void rig_create_sized(struct rig *, const char *mapping, uint32_t n_sessions);
 void rig_destroy(struct rig *);
+
+/* Another engine over the same mapping (or, by records, over another of n_sessions) takes this
+ * one's place; this one is destroyed.  rig_successor() alone: it is prepared, with `offer` of the
+ * one that serves. */
+void rig_exchange(struct rig *, bool by_records, uint32_t n_sessions);
+struct moat_engine *rig_successor(struct rig *, struct moat_handover *offer, bool by_records,
+                                  uint32_t n_sessions);
+void rig_succeed(struct rig *, struct moat_engine *); /* it has taken over */
 
 /* The slot's configuration as the agent would send it. */
 void rig_conf(unsigned slot, enum moat_slot_state, struct moat_slot_conf *);

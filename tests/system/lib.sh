@@ -69,11 +69,16 @@ check_least() { check "$1: $2$([ "$2" -ge "$3" ] 2>/dev/null || printf ' (at lea
 # check_same TEXT GOT WANTED: for long texts; shows how they differ.
 check_same() { check "$1" diff <(printf '%s\n' "$3") <(printf '%s\n' "$2"); }
 
-# check_soon SECONDS TEXT COMMAND...: COMMAND has some time to succeed.
+# check_soon SECONDS TEXT COMMAND...: COMMAND has some time to succeed; if it never does, what it said last is shown.
 check_soon() {
     local seconds=$1 text=$2
     shift 2
-    check "$text" wait_for "$seconds" "$text" "$@"
+    check "$text" soon "$seconds" "$text" "$@"
+}
+soon() {
+    wait_for "$1" "$2" "${@:3}" && return
+    "${@:3}" || true
+    return 1
 }
 
 # Conditions. says PATTERN COMMAND...: does it print that?

@@ -70,6 +70,10 @@ printf '        %s\n' "$(traffic noisy syn-flood 10.0.0.77 5003 3000 2000)"
 check_equal "noisy, another connection while its quota is used up" "$(traffic noisy tcp 10.0.0.3 5002 500)" timeout
 check_least "refused by the quota of half-open sessions" "$(moat_drops A noisy-nic from-vm quota-half-open)" 2900
 check_most "sessions of noisy's flood" "$(count noisy --port=5003)" 20
+for vm in web db; do
+    check_least "the switch knows no such MAC and floods: refused at $vm's slot" "$(moat_drops A $vm-nic to-vm l2-destination)" 10
+    check_equal "sessions that it has opened there" "$(count $vm --port=5003)" 0
+done
 check_soon 5 "an event says so" says 'quota of half-open sessions is reached: 20' moat_admin event list --vm=noisy
 check_soon 5 "noisy's established connection echoes" beyond "$(received noisy busy)" received noisy busy
 check "web's connection echoes" echoes web idle

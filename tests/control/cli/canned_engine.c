@@ -2,19 +2,26 @@
 /* Something to talk to on a control socket: the answers of an engine with three
  * slots, written down.  Serves clients until it is killed.
  *
- *   canned_engine SOCKET [GENERATION [MODE]]
+ *   canned_engine SOCKET [GENERATION [MODE [FILE]]]
  *
- * GENERATION is that of its rulesets.  MODE: "hostile" fills names with control
- * characters and leaves out NULs, "short" cuts every answer but HELLO, "silent"
- * answers HELLO only, "refuse" refuses all but HELLO, "gone" hangs up behind the packets of a
- * trace.  The first request of a trace is written to SOCKET.asked as text. */
+ * GENERATION is that of its rulesets, FILE what it says that it was loaded from.  MODE: "hostile"
+ * fills names with control characters and leaves out NULs, "short" cuts every answer but HELLO,
+ * "silent" answers HELLO only, "refuse" refuses all but HELLO, "gone" hangs up behind the packets
+ * of a trace, "old" speaks an older version and answers REPLACE only, "exchange" is replaced by
+ * another one behind the events.  The first request of a trace is written to SOCKET.asked as text.
+ *
+ * What comes of REPLACE depends on the file: "abi" and "bad" are refused as what no
+ * engine is, or none for this loader, "busy" for a while; "lost" hangs up, "late" waits for a file
+ * SOCKET.go, "restart" ends with another process; with all others the next engine serves. */
 
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -28,6 +35,12 @@
 
 static uint64_t generation;
 static const char *mode = "", *sock_path;
+
+/* Of all its processes. */
+static struct {
+    uint32_t replacements, pid;
+    char file[MOAT_FILE_MAX]; /* that was asked for last */
+} * shared;
 
 static uint8_t body[MOAT_CTL_MAX - sizeof(struct moat_ctl_head)];
 static size_t len;
@@ -51,7 +64,7 @@ static void name(char *field, size_t size, const char *text)
 static void hello(void)
 {
     struct moat_ctl_hello h = {.version = MOAT_CTL_VERSION,
-                               .pid = 4711,
+                               .pid = shared->pid,
                                .n_slots = 256,
                                .slots_used = 3,
                                .n_ports = 4,
@@ -62,9 +75,12 @@ static void hello(void)
                                .started_s = 9875,
                                .events_lost = 5,
                                .recovered_slots = 1,
-                               .recovered_sessions = 2};
+                               .recovered_sessions = 2,
+                               .replacements = shared->replacements,
+                               .gate_us = shared->replacements ? 34 : 0};
 
-    name(h.engine, sizeof h.engine, "0.1.0-canned");
+    name(h.engine, sizeof h.engine, shared->replacements ? "0.2.0-canned" : "0.1.0-canned");
+    name(h.file, sizeof h.file, shared->file);
     name(h.mapping, sizeof h.mapping, "/dev/hugepages/moat");
     put(&h, sizeof h);
 }
@@ -253,8 +269,10 @@ static void rule_hits(void)
 
 static void send_reply(int fd, uint16_t type, uint32_t xid, int32_t status)
 {
-    struct moat_ctl_head head = {
-        .type = type, .version = MOAT_CTL_VERSION, .xid = xid, .status = status};
+    struct moat_ctl_head head = {.type = type,
+                                 .version = MOAT_CTL_VERSION - !strcmp(mode, "old"),
+                                 .xid = xid,
+                                 .status = status};
     uint8_t packet[MOAT_CTL_MAX];
 
     if (!strcmp(mode, "short") && type != (MOAT_CTL_HELLO | MOAT_CTL_REPLY))
@@ -424,13 +442,63 @@ static void refuse(int fd, const struct moat_ctl_head *head, int status, const c
     send_reply(fd, head->type | MOAT_CTL_REPLY, head->xid, status);
 }
 
+/* Answers unless it hangs up. */
+static void replace(int fd, const struct moat_ctl_head *head, const struct moat_ctl_replace *ask)
+{
+    struct moat_ctl_replaced r = {.prepare_ms = 1234, .gate_us = 34, .tries = 2};
+    char go[256];
+    const char *file = strrchr(ask->file, '/') ? strrchr(ask->file, '/') + 1 : ask->file;
+
+    if (!strcmp(file, "bad") || !strcmp(file, "abi")) {
+        refuse(fd, head, *file == 'b' ? -ENOEXEC : -EPROTONOSUPPORT, "not like this");
+    } else if (!strcmp(file, "busy")) {
+        refuse(fd, head, -EBUSY, "vNIC web-0 is being moved");
+    } else if (!strcmp(file, "lost")) {
+        exit(0);
+    } else {
+        snprintf(go, sizeof go, "%s.go", sock_path);
+        while (!strcmp(file, "late") && access(go, F_OK))
+            usleep(20000);
+        shared->replacements++;
+        shared->pid += !strcmp(file, "restart");
+        if (*ask->file)
+            snprintf(shared->file, sizeof shared->file, "%s", ask->file);
+        name(r.engine, sizeof r.engine, "0.2.0-canned");
+        put(&r, sizeof r);
+        send_reply(fd, head->type | MOAT_CTL_REPLY, head->xid, 0);
+        exit(0);
+    }
+}
+
+/* Another engine takes over behind the events, says so, and has events of its own. */
+static void exchange_behind_events(int fd)
+{
+    struct moat_event e = {.seq = 1, .type = MOAT_EV_REPLACED, .value = 34};
+    bool is_first = !shared->replacements++;
+
+    if (!is_first) {
+        name(e.text, sizeof e.text, "engine 0.2.0-canned");
+        len = 0;
+        put(&e, sizeof e);
+        send_reply(fd, MOAT_CTL_EVENT, 0, 0);
+    }
+    send_events(fd);
+    if (is_first)
+        exit(0);
+}
+
 static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask, size_t n)
 {
     struct moat_ctl_list list = {0};
     struct moat_ctl_sessions ses = {.cursor = 0};
     struct moat_ctl_trace trace = {.which = 0};
+    struct moat_ctl_replace other = {.file = ""};
 
     len = 0;
+    if (head->type != MOAT_CTL_REPLACE && !strcmp(mode, "old")) {
+        refuse(fd, head, -EPROTONOSUPPORT, "this engine speaks an older version");
+        return;
+    }
     if (head->type != MOAT_CTL_HELLO && !strcmp(mode, "silent"))
         return;
     if (head->type != MOAT_CTL_HELLO && !strcmp(mode, "refuse")) {
@@ -462,6 +530,10 @@ static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask,
         memcpy(&trace, ask, n < sizeof trace ? n : sizeof trace);
         note_trace(sock_path, &trace);
         break;
+    case MOAT_CTL_REPLACE:
+        memcpy(&other, ask, n < sizeof other ? n : sizeof other);
+        replace(fd, head, &other);
+        return;
     case MOAT_CTL_FLUSH:
     case MOAT_CTL_SUBSCRIBE:
         break;
@@ -470,7 +542,9 @@ static void answer(int fd, const struct moat_ctl_head *head, const uint8_t *ask,
         return;
     }
     send_reply(fd, head->type | MOAT_CTL_REPLY, head->xid, 0);
-    if (head->type == MOAT_CTL_SUBSCRIBE)
+    if (head->type == MOAT_CTL_SUBSCRIBE && !strcmp(mode, "exchange"))
+        exchange_behind_events(fd);
+    else if (head->type == MOAT_CTL_SUBSCRIBE)
         send_events(fd);
     if (head->type == MOAT_CTL_TRACE)
         send_traced(fd, &trace);
@@ -496,13 +570,21 @@ int main(int argc, char **argv)
     int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
     if (argc < 2 || strlen(argv[1]) >= sizeof sun.sun_path) {
-        fprintf(stderr, "usage: canned_engine SOCKET [GENERATION [MODE]]\n");
+        fprintf(stderr, "usage: canned_engine SOCKET [GENERATION [MODE [FILE]]]\n");
         return 2;
     }
     generation = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
     mode = argc > 3 ? argv[3] : "";
     strcpy(sun.sun_path, argv[1]);
     sock_path = argv[1];
+    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) {
+        perror("canned_engine");
+        return 1;
+    }
+    shared->pid = 4711;
+    snprintf(shared->file, sizeof shared->file, "%s",
+             argc > 4 ? argv[4] : "/usr/lib/moat/libmoat-engine.so");
     signal(SIGCHLD, SIG_IGN);
     unlink(argv[1]);
     if (s < 0 || bind(s, (struct sockaddr *)&sun, sizeof sun) || listen(s, 8)) {

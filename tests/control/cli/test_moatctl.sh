@@ -109,7 +109,7 @@ test_help() {
     local family
     golden help.txt --help
     golden help.txt help
-    for family in status host network vm slot session rule event policy migration trace capture replay; do
+    for family in status engine host network vm slot session rule event policy migration trace capture replay; do
         golden "help-$family.txt" help "$family"
         ok "$family" --help
     done
@@ -213,6 +213,9 @@ test_completion() {
     offers 'web' vm quarantine ''
     offers '--wait=' vm release --
     offers 'add del' vm vnic ''
+    offers 'show replace' engine ''
+    : >libmoat-x.so
+    offers 'libmoat-x.so' engine replace libmoat-
     MOAT_DB=unix:/none offers 'web' --db = unix : "$dir/db.sock" vm show ''
 }
 
@@ -228,6 +231,8 @@ test_unreachable() {
     refused 'cannot reach the engine' session list
     refused 'cannot reach the engine' rule list
     refused 'cannot reach the engine' event list --local
+    refused 'cannot reach the engine' engine show
+    refused 'cannot reach the engine' engine replace
     run 1 --db unix:/none status
     prints 'Cannot be reached'
     run 1 --db unix:/none --format json status
@@ -680,7 +685,7 @@ test_hostile() {
 
 # --- the engine ---------------------------------------------------------------
 
-start_engine() { # GENERATION MODE
+start_engine() { # GENERATION MODE FILE
     stop_engine
     "$canned" "$dir/engine" "$@" &
     engine=$!
@@ -702,6 +707,7 @@ test_engine() {
     ok status
     prints '^Running for: +2m5s$'
     prints '^Slots: +3 of 256$'
+    prints '^Engines before it: +0$'
     json 'length == 4 and map(.vnic) == ["db-0","db-1","web-0",null] and .[0].state == "active" and .[0].running
         and .[0].generation == '"$gen"' and .[1].state == "blocked" and .[1].generation == null
         and .[3].state == "unclaimed" and .[3].path == "/run/nobody.sock"' slot list
@@ -967,10 +973,110 @@ END
 }
 captured() { [ "$(tcpdump -n -r "$1" 2>/dev/null | wc -l)" = "$2" ]; }
 
+test_engine_command() {
+    local file
+    for file in next bad abi busy lost late restart; do : >"$file"; done
+    start_engine 1
+    json 'keys == ["file","layout_version","mapping","packets_waited_us","pid","replacements","sessions_max",
+        "sessions_used","since","slots_max","slots_used","socket","uptime_s","version"]
+        and .version == "0.1.0-canned" and .file == "/usr/lib/moat/libmoat-engine.so" and .pid == 4711
+        and .uptime_s == 125 and .sessions_max == 1000000 and .sessions_used == 4 and .slots_used == 3
+        and .slots_max == 256 and .layout_version == 1 and .replacements == 0 and .packets_waited_us == null
+        and (now - (.since | fromdate) | . > 120 and . < 180)' engine
+    ok engine show
+    prints '^Version: +0.1.0-canned$'
+    prints '^Running for: +2m5s$'
+    prints '^Sessions: +4 of 1000000'
+    prints '^Engines before it: +none since the switch started$'
+    usage 'too many arguments' engine show x
+    usage 'too many arguments: "b"' engine replace a b
+
+    # Refused: nothing has changed, and what to do.
+    refused 'nowhere: No such file' engine replace nowhere
+    refused "$(printf '%0.sx' {1..300}).*too long" engine replace "$(printf '%0.sx' {1..300})"
+    mkdir -p "$(printf 'd%.0s' {1..200})/$(printf 'd%.0s' {1..100})"
+    refused 'too long' engine replace "$(printf 'd%.0s' {1..200})/$(printf 'd%.0s' {1..100})"
+    refused 'not replaced: not like this' engine replace ./bad
+    checks=$((checks + 3))
+    grep -q 'libmoat-engine.so, built for this machine' err && grep -q 'goes on' err || fail "no hint: not an engine"
+    refused 'not replaced: not like this' engine replace abi
+    grep -q 'Only a restart of the switch' err || fail "no hint: another interface"
+    refused 'vNIC web-0 is being moved' engine replace busy
+    grep -q 'Try again in a moment' err || fail "no hint: busy"
+    refused 'lost the engine at .* before it answered' engine replace lost
+    json '.replacements == 0' engine
+
+    # Replaced: by the file that it starts with, by another one, by another one again.
+    json 'keys == ["confirmed","file","packets_waited_us","prepare_ms","replacements","tries","version","version_before"]
+        and .version_before == "0.1.0-canned" and .version == "0.2.0-canned" and .confirmed and .replacements == 1
+        and .file == "/usr/lib/moat/libmoat-engine.so" and .prepare_ms == 1234 and .packets_waited_us == 34
+        and .tries == 2' engine replace
+    checks=$((checks + 1))
+    [ ! -s err ] || fail "a hint where there is nothing to be said"
+    ok engine replace bin/../next
+    prints '^Engine: +0.2.0-canned -> 0.2.0-canned$'
+    prints '^Prepared in: +1.23s$'
+    prints '^Packets waited for: +34us$'
+    prints '^Tries: +2$'
+    prints '^Engines before it: +2$'
+    prints "^Loaded from: +$dir/next\$"
+    checks=$((checks + 1))
+    grep -q "next start of the switch takes its own file again, not $dir/next" err || fail "no hint: for now only"
+    json '.replacements == 2 and .packets_waited_us == 34 and .file == "'"$dir/next"'"' engine show
+    json '.engine.replacements == 2' status
+    refused 'now 0.2.0-canned serves, in process 4712: the switch has ended' engine replace restart
+
+    # It takes long: a person is told why; the answer is not waited for for ever.
+    script -qec "'$moatctl' engine replace late" /dev/null </dev/null >late.out 2>&1 &
+    file=$!
+    eventually grep -q '^waiting: the new engine is being prepared' late.out
+    ! grep -q 'Engine:' late.out || fail "an answer before there is one"
+    refused 'no answer within 1 s: another engine may still take over' --timeout 1 engine replace late
+    checks=$((checks + 3))
+    grep -q 'moatctl engine show' err || fail "no hint: late"
+    ! grep -q waiting err || fail "progress where nobody looks"
+    : >engine.go
+    wait $file || { cp late.out out; fail "what takes long fails"; }
+    grep -q '0.2.0-canned -> 0.2.0' late.out || { cp late.out out; fail "no answer behind the progress"; }
+
+    start_engine 1 '' "$dir/bin/../next"
+    ok engine replace next
+    checks=$((checks + 1))
+    [ ! -s err ] || fail "a hint about the very file that the switch starts with"
+
+    # An engine of another version can be replaced; what serves then cannot be asked.
+    start_engine 1 old
+    refused 'speaks version .*, this program ' engine show
+    grep -q 'different versions.*moatctl engine replace' err || fail "no hint: another version"
+    json '.version == "0.2.0-canned" and .version_before == null and .file == null and .replacements == null
+        and .confirmed == false' engine replace
+    checks=$((checks + 2))
+    grep -q 'speaks another version than this moatctl' err || fail "no hint: old moatctl"
+    ok engine replace next
+    prints '^Engine: +\(of another version\) -> 0.2.0-canned$'
+
+    # Who listens to events goes on listening.
+    start_engine 1 exchange
+    json 'map(.type) == ["packet","opened","engine-replaced","packet"] and .[2].value == 34
+        and .[2].message == "packets had to wait for 34us: 0.2.0-canned"' event --local --limit 4
+    start_engine 1 exchange
+    ok event --local -f --limit 4
+    prints 'engine-replaced .*packets had to wait for 34us: 0.2.0-canned$'
+    start_engine 1 refuse
+    refused 'not replaced: not .x1b\[31mtoday' engine replace
+    start_engine 1 short
+    refused 'before it answered: reply' engine replace
+    start_engine 1 hostile
+    run 0 engine replace
+    checks=$((checks + 1))
+    ! grep -qP '[\x00-\x09\x0b-\x1f\x7f]' out || fail "engine replace: control characters reach the terminal"
+    stop_engine
+}
+
 test_bad_engine() {
     local command
     start_engine 1 hostile
-    for command in 'slot list' 'session list' 'rule list' 'event --local'; do
+    for command in 'slot list' 'session list' 'rule list' 'event --local' 'engine show'; do
         # shellcheck disable=SC2086
         ok $command
         checks=$((checks + 1))
@@ -1016,6 +1122,7 @@ test_migration
 test_engine
 test_trace
 test_capture
+test_engine_command
 test_bad_engine
 test_hostile
 [ $failures = 0 ] || { printf '%d of %d checks failed\n' $failures $checks; exit 1; }

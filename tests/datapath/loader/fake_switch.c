@@ -3,10 +3,15 @@
 /* Stands for ovs-vswitchd: registers its callbacks for two ports, another driver's for a
  * third, goes through a device's life, and moves one burst each way.
  *
- *   ovs-vswitchd-fake full|some|stubborn    callbacks: all, those of OVS, refuses devices */
+ *   ovs-vswitchd-fake full|some|stubborn    callbacks: all, those of OVS, refuses devices
+ *   ovs-vswitchd-fake exchange N            waits until its engine has said N times (fake_engine.c)
+ *                                           that it was exchanged, or not, and moves a burst again
+ */
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <rte_vhost.h>
 
@@ -47,6 +52,25 @@ static void guest_notified(int vid)
     printf("switch guest_notified %d\n", vid);
 }
 
+static int exchange(const struct rte_vhost_device_ops *ops, int n)
+{
+    char number[16], c;
+    int fds[2];
+
+    if (pipe(fds))
+        return 1;
+    snprintf(number, sizeof number, "%d", fds[1]);
+    setenv("FAKE_DONE_FD", number, 1);
+    printf("= %d\n", rte_vhost_driver_callback_register("/a", ops));
+    for (; n > 0; n--)
+        if (read(fds[0], &c, 1) != 1)
+            return 1;
+    printf("= %u\n", rte_vhost_dequeue_burst(5, 1, NULL, NULL, 32));
+    printf("= %u\n", rte_vhost_enqueue_burst(5, 0, NULL, 32));
+    printf("= %d\n", rte_vhost_driver_callback_register("/b", ops));
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct rte_vhost_device_ops ops = {.new_device = new_device, .destroy_device = destroy_device};
@@ -60,6 +84,8 @@ int main(int argc, char **argv)
         ops.destroy_connection = destroy_connection;
         ops.guest_notified = guest_notified;
     }
+    if (!strcmp(mode, "exchange"))
+        return exchange(&ops, argc > 2 ? atoi(argv[2]) : 1);
     refuse_device = !strcmp(mode, "stubborn") ? -1 : 0;
     printf("= %d\n", rte_vhost_driver_callback_register("/a", &ops));
     printf("= %d\n", rte_vhost_driver_callback_register("/refused", &ops));

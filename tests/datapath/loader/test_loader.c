@@ -126,6 +126,75 @@ START_TEST(bypass)
 }
 END_TEST
 
+/* --- the engine is exchanged --- */
+
+#define EXCHANGE RUN "FAKE_REPLACE=" ENGINE " "
+#define STAYS                                                                                      \
+    "engine dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                                          \
+    "engine enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                                          \
+    "engine port /b\nvhost register /b\n= 0\n"
+#define NEXT                                                                                       \
+    "next dequeue 5 1 32\nvhost dequeue 5 1 32\n= 31\n"                                            \
+    "next enqueue 5 0 32\nvhost enqueue 5 0 32\n= 30\n"                                            \
+    "next port /b\nvhost register /b\n= 0\n"
+
+/* What the engines say comes from two threads; only the switch's own lines have a fixed place. */
+static void expect_exchange(const char *command, const char *const *said, const char *end)
+{
+    char out[8192];
+
+    ck_assert_int_eq(run(command, out, sizeof out), 0);
+    for (; *said; said++)
+        ck_assert_msg(strstr(out, *said) != NULL, "%s: not in\n%s", *said, out);
+    ck_assert_msg(strlen(out) >= strlen(end) && !strcmp(out + strlen(out) - strlen(end), end), "%s",
+                  out);
+}
+
+START_TEST(another_engine_takes_over)
+{
+    static const char *const said[] = {"next takes over\nnext serves\n",
+                                       "replaced by version next at try 1\n", "engine destroyed\n",
+                                       NULL};
+    static const char *const later[] = {"replaced by version next at try 3\n", NULL};
+
+    expect_exchange(EXCHANGE SWITCH " exchange 2 2>/dev/null", said, NEXT);
+    expect_exchange(EXCHANGE "FAKE_NEXT=reluctant " SWITCH " exchange 2 2>/dev/null", later, NEXT);
+    /* The file that the switch starts with. */
+    expect_exchange(RUN "FAKE_REPLACE= " SWITCH " exchange 2 2>/dev/null", said, NEXT);
+}
+END_TEST
+
+static void expect_stays(const char *settings, const char *why)
+{
+    const char *const said[] = {"not replaced: ", why, NULL};
+    char command[1024];
+
+    snprintf(command, sizeof command, RUN "%s " SWITCH " exchange 1 2>/dev/null", settings);
+    expect_exchange(command, said, STAYS);
+}
+
+START_TEST(engines_that_do_not_take_over)
+{
+    char dir[] = "/tmp/moat-test-XXXXXX", command[512], out[512];
+
+    expect_stays("FAKE_REPLACE=" ENGINE " FAKE_NEXT=broken", "the mapping is damaged");
+    expect_stays("FAKE_REPLACE=" ENGINE " FAKE_NEXT=old", "it has interface ");
+    expect_stays("FAKE_REPLACE=" ENGINE " FAKE_NEXT=stubborn", "it does not want to");
+    expect_stays("FAKE_REPLACE=/nonexistent", "/nonexistent: No such file");
+    expect_stays("FAKE_REPLACE=/bin/true", "/bin/true: it is not a Moat engine");
+    expect_stays("FAKE_REPLACE=/etc/passwd", "/etc/passwd: it is not a Moat engine");
+    expect_stays("FAKE_REPLACE=" LOADER, "it is not a Moat engine");
+    expect_stays("FAKE_REPLACE=/dev/null", "must be a plain file");
+    ck_assert_ptr_nonnull(mkdtemp(dir));
+    snprintf(command, sizeof command, "cp %s %s/engine && chmod 666 %s/engine", ENGINE, dir, dir);
+    ck_assert_int_eq(run(command, out, sizeof out), 0);
+    snprintf(command, sizeof command, "FAKE_REPLACE=%s/engine", dir);
+    expect_stays(command, "nobody else may write to");
+    snprintf(command, sizeof command, "rm -r %s", dir);
+    run(command, out, sizeof out);
+}
+END_TEST
+
 START_TEST(switches_that_it_does_not_fit)
 {
     expect_refused(RUN "FAKE_VERSION='DPDK 23.11.1' " SWITCH " some 2>&1", "DPDK 23.11.1");
@@ -158,6 +227,8 @@ int main(void)
     tcase_add_test(t, no_engine_means_what_the_host_says);
     tcase_add_test(t, it_says_so);
     tcase_add_test(t, bypass);
+    tcase_add_test(t, another_engine_takes_over);
+    tcase_add_test(t, engines_that_do_not_take_over);
     tcase_add_test(t, switches_that_it_does_not_fit);
     tcase_add_test(t, other_programs);
     suite_add_tcase(s, t);
