@@ -15,6 +15,7 @@
 
 #include "fragment.h"
 #include "handover.h"
+#include "lines.h"
 #include "session_watch.h"
 #include "slot.h"
 #include "sweep.h"
@@ -166,7 +167,7 @@ struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char
     }
     if (!conf->before)
         remove_next(e);
-    e->slots = calloc(e->conf.n_slots, sizeof *e->slots);
+    e->slots = moat_lines_alloc(e->conf.n_slots, sizeof *e->slots);
     e->sessions = moat_session_table_create(e->map);
     e->fragments = moat_fragments_create(&(struct moat_fragment_conf){
         .n_slots = e->conf.n_slots,
@@ -232,7 +233,7 @@ static struct moat_thread *thread_take_over(struct moat_engine *e)
 
 static struct moat_thread *thread_create(struct moat_engine *e, bool in_use, bool reads)
 {
-    struct moat_thread *t = calloc(1, sizeof *t);
+    struct moat_thread *t = moat_lines_alloc(1, sizeof *t);
     struct moat_thread *head;
 
     if (!t)
@@ -327,8 +328,7 @@ static void uncount(struct moat_engine *e, uint32_t slot, uint32_t tag, struct m
 
     if (!v || v->tag != tag)
         return;
-    if (__atomic_load_n(&e->slots[slot].sessions, __ATOMIC_RELAXED))
-        __atomic_fetch_sub(&e->slots[slot].sessions, 1, __ATOMIC_RELAXED);
+    moat_slot_give_back(&e->slots[slot].sessions, 1);
     if (flags & MOAT_SES_F_HALF_OPEN)
         moat_slot_half_open_ended(&e->slots[slot]);
 }

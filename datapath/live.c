@@ -62,7 +62,7 @@ STRAIGHT unsigned take(struct burst *b, struct front *f, unsigned n, const enum 
     if (!q.any)
         return 0;
     for (i = 0; i < n; i++, p++) {
-        if (__builtin_expect(!moat_quick(&q, p, dir, &key), 0))
+        if (__builtin_expect(!moat_quick(&q, p, dir, false, &key), 0))
             break;
         f->key[i] = key;
         hash = moat_quick_hash(&seed, key, p->data[MOAT_Q_PROTO]);

@@ -17,6 +17,7 @@
 #include "fragment.h"
 #include "guard.h"
 #include "pipe_private.h"
+#include "quick.h"
 #include "reject.h"
 
 /* --- telling --- */
@@ -157,10 +158,13 @@ static bool starts_loose(const struct burst *b, const struct moat_match *d)
            (b->view->pickup_until && b->thread->now_s < b->view->pickup_until);
 }
 
-static enum moat_reason open_tcp(struct burst *b, const struct moat_pkt *p,
-                                 const struct moat_match *d, struct moat_session *s)
+static enum moat_reason open_tcp(struct burst *b, struct moat_pkt *p, const struct moat_match *d,
+                                 struct moat_session *s)
 {
-    enum moat_reason reason = moat_tcp_open(s->side, b->dir, &p->tcp, starts_loose(b, d));
+    enum moat_reason reason;
+
+    moat_quick_options(p);
+    reason = moat_tcp_open(s->side, b->dir, &p->tcp, starts_loose(b, d));
 
     if (reason)
         return reason;
@@ -172,8 +176,8 @@ static enum moat_reason open_tcp(struct burst *b, const struct moat_pkt *p,
 }
 
 /* Its state after the first packet. */
-static enum moat_reason open_state(struct burst *b, const struct moat_pkt *p,
-                                   const struct moat_match *d, struct moat_session *s)
+static enum moat_reason open_state(struct burst *b, struct moat_pkt *p, const struct moat_match *d,
+                                   struct moat_session *s)
 {
     memset(s, 0, sizeof *s);
     if (p->kind == MOAT_PKT_TCP)
@@ -213,17 +217,37 @@ static void count_opened(struct burst *b, const struct moat_session_whole *fresh
         moat_count(b->counters, MOAT_C_PICKED_UP, 1);
 }
 
+/* Room is counted for as many as may open in the rest of the burst, at once: the counters are the
+ * slot's, and all its threads write them. */
+static bool has_room(struct burst *b, uint32_t *room, uint32_t *count, uint32_t max)
+{
+    if (!*room)
+        *room = moat_slot_reserve(count, b->may_open, max);
+    return *room;
+}
+
+/* The burst opens no more. */
+static void give_back_room(struct burst *b)
+{
+    struct moat_slot *slot = b->view->slot;
+
+    moat_slot_give_back(&slot->sessions, b->room);
+    moat_slot_give_back(&slot->half_open, b->room_half_open);
+    b->room = b->room_half_open = 0;
+}
+
 /* May the vNIC have one more?  `more`: it adds to those that there are. */
 static enum moat_reason check_quotas(struct burst *b, const struct moat_session_whole *fresh,
                                      bool more)
 {
     const struct moat_view *v = b->view;
 
-    if (more && LOAD(&v->slot->sessions) >= v->max_sessions) {
+    if (more && !has_room(b, &b->room, &v->slot->sessions, v->max_sessions)) {
         tell_quota(b, MOAT_QUOTA_SESSIONS, MOAT_R_QUOTA, v->max_sessions);
         return MOAT_R_QUOTA;
     }
-    if (fresh->s.flags & MOAT_SES_F_HALF_OPEN && LOAD(&v->slot->half_open) >= v->max_half_open) {
+    if (fresh->s.flags & MOAT_SES_F_HALF_OPEN &&
+        !has_room(b, &b->room_half_open, &v->slot->half_open, v->max_half_open)) {
         tell_quota(b, MOAT_QUOTA_HALF_OPEN, MOAT_R_QUOTA_HALF_OPEN, v->max_half_open);
         return MOAT_R_QUOTA_HALF_OPEN;
     }
@@ -259,8 +283,6 @@ static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_se
     bool found;
     uint32_t index = moat_session_insert(t, b->thread, b->hashes[k], fresh, &found, &reason);
 
-    if ((index == MOAT_NO_SESSION || found) && fresh->s.flags & MOAT_SES_F_HALF_OPEN)
-        moat_slot_half_open_ended(b->view->slot);
     if (index == MOAT_NO_SESSION) {
         if (reason == MOAT_R_TABLE_FULL)
             tell_quota(b, MOAT_QUOTA_TABLE, reason, moat_session_table_size(t));
@@ -270,7 +292,8 @@ static enum moat_reason insert(struct burst *b, unsigned k, const struct moat_se
         moat_pipe_track(b, b->which[k], moat_session_at(t, index));
         return MOAT_R_NONE;
     }
-    __atomic_fetch_add(&b->view->slot->sessions, 1, __ATOMIC_RELAXED);
+    b->room--;
+    b->room_half_open -= !!(fresh->s.flags & MOAT_SES_F_HALF_OPEN);
     count_opened(b, fresh);
     moat_pipe_pass(b, b->which[k]);
     return MOAT_R_NONE;
@@ -287,14 +310,14 @@ static enum moat_reason open_session(struct burst *b, unsigned k, struct moat_se
     b->keyed[k]->rule = d->rule;
     if (!reason) {
         fill_session(b, k, d, fresh);
-        /* Before anybody can meet it: who ends it subtracts. */
-        if (fresh->s.flags & MOAT_SES_F_HALF_OPEN)
-            __atomic_fetch_add(&b->view->slot->half_open, 1, __ATOMIC_RELAXED);
         if (old && restart(b, k, old, fresh)) {
+            b->room_half_open -= !!(fresh->s.flags & MOAT_SES_F_HALF_OPEN);
             count_opened(b, fresh);
             moat_pipe_pass(b, i);
             return MOAT_R_NONE;
         }
+        if (old) /* it has been collected just now */
+            b->room += moat_slot_reserve(&b->view->slot->sessions, 1, UINT32_MAX);
         reason = insert(b, k, fresh);
     }
     if (reason) {
@@ -457,8 +480,11 @@ __attribute__((noinline)) void moat_open(struct burst *b, uint32_t misses)
     ask_rules(b, misses, &m);
     m.opened = 0;
     m.rule = m.hits = 0;
-    for (; misses; misses &= misses - 1)
+    for (; misses; misses &= misses - 1) {
+        b->may_open = (uint32_t)__builtin_popcount(misses);
         take_turn(b, (unsigned)__builtin_ctz(misses), &m);
+    }
+    give_back_room(b);
     if (m.hits)
         count_rule_hits(b, m.rule, m.hits);
     b->thread->opens = m.opened != 0;
@@ -573,7 +599,9 @@ static void judge_first(struct burst *b, unsigned i, const struct moat_fragment_
         b->hashes[k] = moat_session_key(b->engine->sessions, p, b->dir, b->view->tag, &b->keys[k]);
         if (p->kind == MOAT_PKT_TCP)
             p->tcp = a->tcp; /* as long as is known */
+        b->may_open = 1;
         open_alone(b, k);
+        give_back_room(b);
     } else if (p->kind == MOAT_PKT_ICMP_ERROR) {
         moat_pipe_refuse(b, i, MOAT_BY_FRAGMENT, MOAT_R_FRAG);
     } else {

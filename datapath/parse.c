@@ -63,10 +63,12 @@ static void bad(struct moat_pkt *p, enum moat_reason reason)
 
 /* --- layer 4; l4_len: bytes of it in the whole packet, contiguous or not --- */
 
-/* Window scale option of a SYN (RFC 7323, section 2).  Other options are skipped; a
- * malformed list is what the receiver sees too: it ends the search. */
-static uint8_t find_wscale(const uint8_t *o, const uint8_t *end)
+/* RFC 7323, section 2.  Other options are skipped; a malformed list is what the receiver sees too:
+ * it ends the search. */
+uint8_t moat_parse_wscale(const uint8_t *tcp)
 {
+    const uint8_t *o = tcp + 20, *end = tcp + (tcp[12] >> 4) * 4;
+
     while (o < end && *o) {
         if (*o == 1) {
             o++;
@@ -121,7 +123,7 @@ static inline void parse_tcp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)
     else if (!flags_possible(p->tcp.flags))
         bad(p, MOAT_R_TCP_FLAGS);
     else if (p->tcp.flags & MOAT_TCP_SYN)
-        p->tcp.wscale = find_wscale(t + 20, t + header);
+        p->tcp.wscale = moat_parse_wscale(t);
 }
 
 static inline void parse_udp(struct moat_pkt *p, uint32_t off, uint32_t l4_len)

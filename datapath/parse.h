@@ -107,6 +107,10 @@ struct moat_pkt {
  * Checksums are not checked: guests leave them to the host (partial checksums). */
 void moat_parse(struct moat_pkt *);
 
+/* The window scale option of a SYN as in moat_tcp_seg.wscale; tcp: its header, which is there
+ * whole. */
+uint8_t moat_parse_wscale(const uint8_t *tcp);
+
 /* Parses the IP packet quoted in an ICMP error (kind MOAT_PKT_ICMP_ERROR) into *q:
  * addresses, protocol, ports or ICMP query id, TCP seq.  False if it is not usable:
  * too short, a later fragment, itself an ICMP error, or its source is not the

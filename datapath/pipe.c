@@ -104,20 +104,20 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
     }
 }
 
-/* Packets from i on, which is not quick. */
+/* Packets from i on, which is not quick; but it may be a SYN. */
 static __attribute__((noinline)) void parse_rest(struct burst *b, unsigned i, unsigned n)
 {
     const struct moat_session_table *t = b->engine->sessions;
     struct moat_quick q;
 
     moat_quick_begin(&q, b->view, b->dir);
-    parse_one(b, i++);
     for (; i < n; i++) {
         struct moat_key *key = &b->keys[b->n];
         __m128i rest;
 
-        if (q.any && (b->dir == MOAT_FROM_VM ? moat_quick(&q, &b->pkts[i], MOAT_FROM_VM, &rest)
-                                             : moat_quick(&q, &b->pkts[i], MOAT_TO_VM, &rest))) {
+        if (q.any &&
+            (b->dir == MOAT_FROM_VM ? moat_quick(&q, &b->pkts[i], MOAT_FROM_VM, true, &rest)
+                                    : moat_quick(&q, &b->pkts[i], MOAT_TO_VM, true, &rest))) {
             key->tag = b->view->tag;
             memcpy(&key->local, &rest, sizeof rest);
             add_key(b, b->n, i, moat_session_hash4(t, key));
@@ -191,8 +191,10 @@ STRAIGHT enum moat_reason track_in(struct burst *b, struct moat_session *s,
 
 void moat_pipe_track(struct burst *b, unsigned i, struct moat_session *s)
 {
-    enum moat_reason reason = track_in(b, s, &b->pkts[i], b->dir);
+    enum moat_reason reason;
 
+    moat_quick_options(&b->pkts[i]);
+    reason = track_in(b, s, &b->pkts[i], b->dir);
     moat_session_touch(b->engine->sessions, s);
     if (reason)
         moat_pipe_refuse(b, i, MOAT_BY_SESSION, reason);
@@ -399,6 +401,7 @@ uint32_t moat_pipe_burst(struct moat_thread *t, struct moat_port *port, enum moa
     b.pkts = pkts;
     b.dir = dir;
     b.passed = b.stateless = b.errors = b.fragments = b.straight = 0;
+    b.room = b.room_half_open = 0;
     b.bytes = 0;
     b.n = 0;
     moat_qsbr_enter(&b.engine->qsbr, t->reader);

@@ -31,7 +31,9 @@ struct burst {
     uint32_t errors;    /* ICMP errors */
     uint32_t fragments;
     uint32_t straight; /* passed, and nothing of them is set but what the caller has set */
-    unsigned n;        /* with a key: */
+    /* Of the slot's counts of sessions, reserved for what may still open (open.c). */
+    uint32_t may_open, room, room_half_open;
+    unsigned n; /* with a key: */
     uint8_t which[MOAT_BURST_MAX];
     struct moat_key keys[MOAT_BURST_MAX];
     uint64_t hashes[MOAT_BURST_MAX];

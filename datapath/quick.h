@@ -4,7 +4,8 @@
 
 /* The straight line through parse, guard and key for the packet that nearly all are:
  * untagged, unicast, whole IPv4 without options; UDP, or TCP with ACK and without SYN, FIN
- * and RST; from the vNIC's MAC and first address, if it comes from the VM.
+ * and RST; from the vNIC's MAC and first address, if it comes from the VM.  And, for those who ask
+ * for it, the SYN: what floods are made of should cost little until the rules admit it.
  *
  * It may only say yes where the long way (moat_parse(), moat_guard_from_vm(),
  * moat_session_key()) finds nothing wrong and makes the same key: test_quick.c compares
@@ -129,23 +130,24 @@ static inline __attribute__((always_inline)) uint32_t moat_quick_tcp_header(cons
 }
 
 static inline __attribute__((always_inline)) bool moat_quick_tcp(const uint8_t *d, uint32_t len,
-                                                                 uint32_t total)
+                                                                 uint32_t total, const bool syn)
 {
     const uint8_t kind = MOAT_TCP_ACK | MOAT_TCP_SYN | MOAT_TCP_FIN | MOAT_TCP_RST;
-    uint32_t header = moat_quick_tcp_header(d);
+    uint32_t header = moat_quick_tcp_header(d), is = d[MOAT_Q_L4 + 13] & kind;
 
-    return (d[MOAT_Q_L4 + 13] & kind) == MOAT_TCP_ACK && header >= 20 && header + 20 <= total &&
-           MOAT_Q_L4 + header <= len;
+    return (is == MOAT_TCP_ACK || (syn && is == MOAT_TCP_SYN)) && header >= 20 &&
+           header + 20 <= total && MOAT_Q_L4 + header <= len;
 }
 
 #define MOAT_Q_MOST (14 + 65535 + MOAT_Q_PADDING)
 _Static_assert(MOAT_Q_MOST < 1 << MOAT_TALLY_BYTE_BITS, "one packet is one carry at most");
 
 /* True: *key is the packet's key from `local` on, and everything is right with it; nothing of p
- * is set.  False: nothing is known. */
+ * is set.  False: nothing is known.  syn: SYNs, too. */
 static inline __attribute__((always_inline)) bool moat_quick(const struct moat_quick *q,
                                                              const struct moat_pkt *p,
-                                                             const enum moat_dir dir, __m128i *key)
+                                                             const enum moat_dir dir,
+                                                             const bool syn, __m128i *key)
 {
     const uint8_t *d = p->data;
     __m128i odd, k;
@@ -167,7 +169,7 @@ static inline __attribute__((always_inline)) bool moat_quick(const struct moat_q
     *key = k;
     if (d[MOAT_Q_PROTO] == 17)
         return moat_quick_udp(d, total);
-    return __builtin_expect(d[MOAT_Q_PROTO] == 6, 1) && moat_quick_tcp(d, p->len, total);
+    return __builtin_expect(d[MOAT_Q_PROTO] == 6, 1) && moat_quick_tcp(d, p->len, total, syn);
 }
 
 /* As moat_session_hash4(). */
@@ -182,7 +184,8 @@ moat_quick_hash(const struct moat_hash_seed *seed, __m128i key, uint8_t proto)
                                     (uint64_t)proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
 }
 
-/* Of a packet that moat_quick() has admitted: what a session's state wants to know. */
+/* Of a packet that moat_quick() has admitted: what a session's state wants to know.  Of a SYN all
+ * but its window scale: moat_quick_options(). */
 static inline void moat_quick_fill(struct moat_pkt *p)
 {
     const uint8_t *d = p->data, *t = d + MOAT_Q_L4;
@@ -199,6 +202,13 @@ static inline void moat_quick_fill(struct moat_pkt *p)
     p->tcp.win = (uint16_t)moat_quick_be16(t + 14);
     p->tcp.len = moat_quick_be16(d + MOAT_Q_TOTAL) - 20 - moat_quick_tcp_header(d);
     p->tcp.wscale = 0;
+}
+
+/* p is to open a session, or meets one. */
+static inline void moat_quick_options(struct moat_pkt *p)
+{
+    if (p->quick && p->kind == MOAT_PKT_TCP && p->tcp.flags & MOAT_TCP_SYN)
+        p->tcp.wscale = moat_parse_wscale(p->data + MOAT_Q_L4);
 }
 
 #endif /* datapath/quick.h */

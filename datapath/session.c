@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "lines.h"
 #include "mapping.h"
 #include "qsbr.h"
 #include "session_private.h"
@@ -38,7 +39,7 @@ static const uint64_t spread[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa40
 
 struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
 {
-    struct moat_session_table *t = calloc(1, sizeof *t);
+    struct moat_session_table *t = moat_lines_alloc(1, sizeof *t);
 
     if (!t)
         return NULL;
@@ -287,19 +288,14 @@ uint32_t moat_session_lookup(const struct moat_session_table *t, const struct mo
                       dir == MOAT_FROM_VM ? p->dst : p->src);
 }
 
-static uint32_t stripe_of(uint32_t first_bucket)
-{
-    return first_bucket % MOAT_SESSION_STRIPES;
-}
-
 void moat_session_lock(struct moat_session_table *t, uint64_t hash)
 {
-    moat_spin_lock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
+    moat_spin_lock(&t->buckets[moat_session_bucket(t, hash)].lock);
 }
 
 void moat_session_unlock(struct moat_session_table *t, uint64_t hash)
 {
-    moat_spin_unlock(&t->stripes[stripe_of(moat_session_bucket(t, hash))]);
+    moat_spin_unlock(&t->buckets[moat_session_bucket(t, hash)].lock);
 }
 
 static bool claim_way(struct moat_bucket *b, uint16_t tag, uint32_t index)
@@ -331,7 +327,7 @@ static bool native(const struct moat_session_table *t, uint32_t at, unsigned i, 
     *way = __atomic_load_n(&b->tag[i], __ATOMIC_ACQUIRE);
     if (*way < 2 || *index >= t->n_sessions)
         return false;
-    /* It may be another stripe's, and on its way out: then it does not match. */
+    /* It may be another bucket's, and on its way out: then it does not match. */
     k = &t->sessions[*index].key;
     tag = __atomic_load_n(&k->tag, __ATOMIC_ACQUIRE);
     hash = moat_session_hash(t, k);
@@ -343,7 +339,7 @@ static bool native(const struct moat_session_table *t, uint32_t at, unsigned i, 
 /* Makes room in bucket `at` by moving one entry, whose first choice it is, to that entry's
  * second choice.  Never the other way round: a reader looks at the first, then the second, so
  * it cannot miss an entry that moves in this direction and is written before it is cleared.
- * All entries with this first choice share the stripe that the caller holds. */
+ * The caller holds the bucket, which is what all entries of this first choice are changed under. */
 static bool displace(struct moat_session_table *t, uint32_t at)
 {
     uint32_t index, second;
@@ -358,7 +354,7 @@ static bool displace(struct moat_session_table *t, uint32_t at)
 }
 
 /* The same; if need be after one has moved from there to its own second choice, and so on.  A
- * stripe that is busy, or ours further up, is passed over: nobody waits with a lock in hand. */
+ * bucket that is busy, or ours further up, is passed over: nobody waits with a lock in hand. */
 static bool make_room(struct moat_session_table *t, uint32_t at, unsigned depth)
 {
     uint32_t index, second;
@@ -367,32 +363,29 @@ static bool make_room(struct moat_session_table *t, uint32_t at, unsigned depth)
     if (displace(t, at))
         return true;
     for (unsigned i = 0; depth && i < MOAT_BUCKET_WAYS; i++) {
-        bool other, done;
+        bool done;
 
         if (!native(t, at, i, &way, &index, &second))
             continue;
-        other = stripe_of(second) != stripe_of(at);
-        if (other && !moat_spin_try(&t->stripes[stripe_of(second)]))
+        if (!moat_spin_try(&t->buckets[second].lock))
             continue;
         done = make_room(t, second, depth - 1);
-        if (other)
-            moat_spin_unlock(&t->stripes[stripe_of(second)]);
+        moat_spin_unlock(&t->buckets[second].lock);
         if (done && displace(t, at))
             return true;
     }
     return false;
 }
 
-/* The caller holds the stripe of bucket `held` only. */
-static bool make_room_in(struct moat_session_table *t, uint32_t at, uint32_t held)
+/* The caller holds another bucket; or this one, which then had no room to be made. */
+static bool make_room_in(struct moat_session_table *t, uint32_t at)
 {
-    bool other = stripe_of(at) != stripe_of(held), done;
+    bool done;
 
-    if (other && !moat_spin_try(&t->stripes[stripe_of(at)]))
+    if (!moat_spin_try(&t->buckets[at].lock))
         return false;
     done = make_room(t, at, MOVES);
-    if (other)
-        moat_spin_unlock(&t->stripes[stripe_of(at)]);
+    moat_spin_unlock(&t->buckets[at].lock);
     return done;
 }
 
@@ -404,7 +397,7 @@ static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag
     return claim_way(&t->buckets[first], way, index) ||
            claim_way(&t->buckets[second], way, index) ||
            (make_room(t, first, MOVES) && claim_way(&t->buckets[first], way, index)) ||
-           (make_room_in(t, second, first) && claim_way(&t->buckets[second], way, index));
+           (make_room_in(t, second) && claim_way(&t->buckets[second], way, index));
 }
 
 /* --- what an entry holds --- */

@@ -20,7 +20,7 @@
  * IPv4 sessions do when the rest is full.
  *
  * Threads: any packet thread looks up, updates and inserts.  Inserts of one tuple are
- * serialised by a striped lock (outside of the mapping); ways are claimed by
+ * serialised by a lock in its first bucket, a line that they write anyway; ways are claimed by
  * compare-and-swap.  Only the control thread removes, and an entry is used again only
  * when all packet threads have left the burst in which they might have found it.
  * An entry becomes valid by one store (`key.tag`). */
@@ -45,7 +45,9 @@ struct moat_session_table;
 struct moat_bucket {
     uint16_t tag[MOAT_BUCKET_WAYS]; /* 0: free; 1: being written */
     uint32_t index[MOAT_BUCKET_WAYS];
-    uint32_t pad;
+    uint8_t lock; /* who inserts or removes a session whose first choice this is; free between
+                     engines */
+    uint8_t pad[3];
 } __attribute__((aligned(64)));
 
 /* A session's key: its slot and tuple from the VM's side.  IPv4 addresses as they

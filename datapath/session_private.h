@@ -17,8 +17,6 @@
 #include "session.h"
 #include "session_watch.h"
 
-#define MOAT_SESSION_STRIPES 1024
-
 /* What packet threads hash with. */
 struct moat_hash_seed {
     uint64_t w[4];
@@ -32,15 +30,16 @@ struct moat_session_table {
     uint32_t n_sessions, n_buckets;
     uint32_t first6; /* of the entries with room for IPv6 addresses */
     struct moat_hash_seed seed;
-    struct moat_mapping_head *head; /* the free lists are there, under free_lock */
-    uint8_t free_lock;
+    struct moat_mapping_head *head;
     struct moat_session_watch *watch; /* atomic; NULL: nobody wants to know what changes */
 
+    /* What is written, on lines that look-ups do not read.  The lock of the free lists, which are
+     * in `head`. */
+    uint8_t free_lock __attribute__((aligned(64)));
     /* Control thread: removed and waiting, room for max_limbo; [0, n_old) wait for `token`. */
-    uint32_t *limbo, max_limbo, n_limbo, n_old;
+    uint32_t *limbo __attribute__((aligned(64)));
+    uint32_t max_limbo, n_limbo, n_old;
     uint64_t token;
-
-    uint8_t stripes[MOAT_SESSION_STRIPES]; /* insert locks, by first bucket */
 };
 
 /* Symmetric: l and r may be swapped. */

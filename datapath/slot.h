@@ -72,12 +72,15 @@ struct moat_slot {
     struct moat_ruleset *rules;
     struct moat_port *port; /* NULL: the switch has no such port */
     uint32_t index;
-    uint32_t sessions;  /* atomic: live */
+    /* Written by packet threads that open sessions: on lines that others do not read. */
+    uint32_t sessions __attribute__((aligned(64))); /* atomic: live, or reserved */
     uint32_t half_open; /* atomic: of those, how many have MOAT_SES_F_HALF_OPEN */
     struct moat_tokens logs, rarps, opens, answers;
     uint32_t told[MOAT_N_QUOTAS]; /* atomic: second of the last event about it */
-    bool voided;                  /* sessions of an earlier incarnation still count; under lock */
-    uint64_t hold_from_us;        /* ARRIVING and the rings run since; 0: not */
+
+    /* ARRIVING and the rings run since; 0: not. */
+    uint64_t hold_from_us __attribute__((aligned(64)));
+    bool voided; /* sessions of an earlier incarnation still count; under lock */
     bool hold_expired;
     bool precopy_wanted; /* a destination is being fed */
     uint32_t wait_ms;
@@ -150,14 +153,16 @@ void moat_slots_turn(struct moat_engine *);
 /* At start: rebuilds slots from the mapping.  Returns how many. */
 uint32_t moat_slots_recover(struct moat_engine *);
 
+/* Room for up to n more in slot->sessions or slot->half_open, which is to be at most max: how many.
+ * They are counted.  What is not used is given back before the burst ends: other threads may find
+ * that much less room meanwhile, never more. */
+uint32_t moat_slot_reserve(uint32_t *count, uint32_t n, uint32_t max);
+void moat_slot_give_back(uint32_t *count, uint32_t n);
+
 /* Never below zero: sessions that were opened while the count was reset did not count. */
 static inline void moat_slot_half_open_ended(struct moat_slot *s)
 {
-    uint32_t n = __atomic_load_n(&s->half_open, __ATOMIC_RELAXED);
-
-    while (n && !__atomic_compare_exchange_n(&s->half_open, &n, n - 1, false, __ATOMIC_RELAXED,
-                                             __ATOMIC_RELAXED))
-        ;
+    moat_slot_give_back(&s->half_open, 1);
 }
 
 /* Counts one towards so many a second; false: that was too much.  Packet threads.  Log lines; the

@@ -41,6 +41,7 @@ struct moat_takeover {
     bool copied;     /* all sessions, once */
     bool prepared;   /* once */
     uint32_t *moved; /* by records: number in the old table to index in the new one, plus one */
+    uint32_t *from;  /* and back: index in the new table to the number that it was copied from */
     struct known_rules *rules;
     struct moat_thread *carried; /* has the counters of the engines before */
     char next[MOAT_PATH_MAX + 8];
@@ -96,7 +97,8 @@ struct moat_mapping *moat_handover_map(struct moat_engine *e, char *err, size_t 
         return moat_mapping_share(h->mapping_fd, e->conf.mapping, e->conf.n_slots,
                                   e->conf.n_sessions, e->conf.n_sessions6, err, err_size);
     t->moved = calloc(h->n_sessions, sizeof *t->moved);
-    if (!t->moved)
+    t->from = calloc(e->conf.n_sessions, sizeof *t->from);
+    if (!t->moved || !t->from)
         goto no_memory;
     if (!e->conf.mapping)
         return moat_mapping_open(NULL, e->conf.n_slots, e->conf.n_sessions, e->conf.n_sessions6,
@@ -284,14 +286,24 @@ static bool always(void *aux, const struct moat_session *s)
     return true;
 }
 
-static void drop_session(struct moat_engine *e, uint32_t *moved)
+/* The copy of the session that has this number, or had it; NULL: there is none.  What was copied
+ * from it may be another number's by now. */
+static struct moat_session *copy_of(const struct moat_engine *e, uint32_t number)
 {
-    if (*moved) {
-        moat_session_remove_if(e->sessions, *moved - 1, always, NULL);
+    uint32_t moved = e->takeover->moved[number];
+
+    return moved && e->takeover->from[moved - 1] == number ? moat_session_at(e->sessions, moved - 1)
+                                                           : NULL;
+}
+
+static void drop_copy(struct moat_engine *e, uint32_t number)
+{
+    if (copy_of(e, number)) {
+        moat_session_remove_if(e->sessions, e->takeover->moved[number] - 1, always, NULL);
         moat_session_reclaim(e->sessions, &e->qsbr);
         moat_session_reclaim(e->sessions, &e->qsbr);
     }
-    *moved = 0;
+    e->takeover->moved[number] = 0;
 }
 
 static bool is_same(const struct moat_engine *e, const struct moat_session_whole *w,
@@ -306,14 +318,15 @@ static bool is_same(const struct moat_engine *e, const struct moat_session_whole
 static int take_session(struct moat_engine *e, struct moat_thread *self,
                         const struct moat_handover_session *from)
 {
-    uint32_t *moved = &e->takeover->moved[from->number], index;
+    struct moat_session *copy = copy_of(e, from->number);
+    uint32_t index;
     struct moat_session_whole w = {
         .rule = from->rule, .created = from->created, .generation = from->generation};
     enum moat_reason reason;
     bool found;
 
     if (!from->tag) {
-        drop_session(e, moved);
+        drop_copy(e, from->number);
         return 0;
     }
     w.s.key = (struct moat_key){.tag = from->tag,
@@ -333,16 +346,21 @@ static int take_session(struct moat_engine *e, struct moat_thread *self,
     memcpy(w.bytes, from->bytes, sizeof w.bytes);
     memcpy(w.local6, from->local6, sizeof w.local6);
     memcpy(w.remote6, from->remote6, sizeof w.remote6);
-    if (*moved && is_same(e, &w, moat_session_at(e->sessions, *moved - 1))) {
-        moat_session_renew(e->sessions, moat_session_at(e->sessions, *moved - 1), &w);
+    if (copy && is_same(e, &w, copy)) {
+        moat_session_renew(e->sessions, copy, &w);
         return 0;
     }
-    drop_session(e, moved);
+    drop_copy(e, from->number);
     index = moat_session_insert(e->sessions, self, moat_session_hash(e->sessions, &w.s.key), &w,
                                 &found, &reason);
     if (index == MOAT_NO_SESSION)
         return -ENOSPC;
-    *moved = index + 1;
+    /* A tuple whose session ended, and which has one of another number again: the end of that one
+     * will be told, and must not end this. */
+    if (found)
+        moat_session_renew(e->sessions, moat_session_at(e->sessions, index), &w);
+    e->takeover->moved[from->number] = index + 1;
+    e->takeover->from[index] = from->number;
     return 0;
 }
 
@@ -524,6 +542,7 @@ void moat_takeover_free(struct moat_engine *e)
 {
     if (e->takeover) {
         free(e->takeover->moved);
+        free(e->takeover->from);
         free(e->takeover->rules);
         free(e->takeover);
         e->takeover = NULL;

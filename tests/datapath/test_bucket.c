@@ -14,16 +14,16 @@ static void *limited_malloc(size_t n)
     return allocations_left && allocations_left-- ? malloc(n) : NULL;
 }
 
-static void *limited_calloc(size_t n, size_t size)
+static void *limited_aligned_alloc(size_t to, size_t n)
 {
-    return allocations_left && allocations_left-- ? calloc(n, size) : NULL;
+    return allocations_left && allocations_left-- ? aligned_alloc(to, n) : NULL;
 }
 
 #define malloc limited_malloc
-#define calloc limited_calloc
+#define aligned_alloc limited_aligned_alloc
 #include "datapath/session.c"
 #undef malloc
-#undef calloc
+#undef aligned_alloc
 
 #define N_SESSIONS 128
 #define N_BUCKETS 16

@@ -15,6 +15,7 @@
 
 #include "tests/bench/rulesets.h"
 #include "tests/lib/blob.h"
+#include "tests/lib/trials.h"
 
 #define BURST 32
 
@@ -624,7 +625,7 @@ END_TEST
 
 /* --- Random rulesets ----------------------------------------------------------------------- */
 
-#define N_PAIRS 1500000
+#define N_PAIRS TRIALS(1500000)
 #define FLOWS_PER_RULESET 1024
 
 static const uint8_t protos[] = {6, 6, 6, 17, 17, 1, 58, 132, 136, 47, 0, 255};

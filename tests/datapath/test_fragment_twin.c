@@ -11,6 +11,7 @@
  * the table gave it, no byte is let through twice, and none without an admitted first fragment. */
 
 #include "datapath/fragment.h"
+#include "tests/lib/trials.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -23,11 +24,7 @@
             ck_abort_msg("%s", #C);                                                                \
     } while (0)
 
-#ifdef __SANITIZE_ADDRESS__
-#define N_RANDOM 300000
-#else
-#define N_RANDOM 1500000
-#endif
+#define N_RANDOM TRIALS(1500000)
 
 #define N_SLOTS 3
 #define N_DATAGRAMS 24

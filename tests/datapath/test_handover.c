@@ -402,6 +402,41 @@ START_TEST(engines_that_cannot)
 }
 END_TEST
 
+/* Sessions end, and their tuples have sessions again, in other entries: behind theirs or before. */
+static bool always(void *aux, const struct moat_session *s)
+{
+    (void)aux;
+    (void)s;
+    return true;
+}
+
+#define TUPLES 64
+
+START_TEST(tuples_that_come_again)
+{
+    static struct under_way x;
+    char err[256] = "";
+
+    for (unsigned i = 0; i < TUPLES; i++)
+        ck_assert(send_udp(0, 1, (uint16_t)(1000 + i), 53));
+    begin(&r, &x, BY_RECORDS);
+    prepare(&x);
+    for (uint32_t i = 0; i < moat_session_table_size(r.e->sessions); i++)
+        moat_session_remove_if(r.e->sessions, i, always, NULL);
+    moat_session_reclaim(r.e->sessions, &r.e->qsbr);
+    moat_session_reclaim(r.e->sessions, &r.e->qsbr);
+    r.e->slots[0].sessions = r.e->slots[1].sessions = 0;
+    for (unsigned i = 0; i < TUPLES; i++)
+        ck_assert(send_udp(0, 1, (uint16_t)(1000 + (i * 37 + 5) % TUPLES), 53));
+    if (_i)
+        ck_assert_msg(!moat_handover_prepare(x.next, err, sizeof err), "%s", err);
+    take_and_compare(&r, &x);
+    ck_assert_uint_eq(r.e->slots[0].sessions, TUPLES);
+    for (unsigned i = 0; i < TUPLES; i++)
+        ck_assert(send_udp(1, 0, 53, (uint16_t)(1000 + i)));
+}
+END_TEST
+
 /* The next process finds what the last engine left, in the file of that name. */
 START_TEST(killed_after_it)
 {
@@ -445,6 +480,7 @@ int main(void)
     tcase_add_loop_test(along, a_vnic_that_is_being_moved, 0, 2);
     tcase_add_loop_test(along, called_off, 0, 2);
     tcase_add_test(along, engines_that_cannot);
+    tcase_add_loop_test(along, tuples_that_come_again, 0, 2);
     tcase_add_loop_test(along, killed_after_it, 0, 2);
     suite_add_tcase(s, along);
     srunner_run_all(sr, CK_NORMAL);

@@ -9,8 +9,9 @@
 #include <string.h>
 
 #include "datapath/state_tcp.h"
+#include "tests/lib/trials.h"
 
-#define TRIALS 2000000
+#define N_TRIALS TRIALS(2000000)
 
 static uint64_t state = 88172645463325252u;
 
@@ -64,7 +65,7 @@ START_TEST(takes_only_what_the_state_machine_takes)
 {
     unsigned taken = 0, moved = 0;
 
-    for (unsigned i = 0; i < TRIALS; i++) {
+    for (unsigned i = 0; i < N_TRIALS; i++) {
         struct moat_ses_side was[2] = {side(), side()}, straight[2], whole[2];
         unsigned dir = draw() & 1;
         struct moat_tcp_seg s = {.seq = was[dir].seq_lo + near(),
@@ -89,7 +90,7 @@ START_TEST(takes_only_what_the_state_machine_takes)
         moved += memcmp(whole, was, sizeof was) != 0;
     }
     /* It is worth having. */
-    ck_assert_uint_gt(taken, TRIALS / 50);
+    ck_assert_uint_gt(taken, N_TRIALS / 50);
     ck_assert_uint_gt(moved, taken / 4);
     ck_assert_uint_gt(taken - moved, taken / 50);
 }

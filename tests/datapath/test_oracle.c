@@ -15,8 +15,9 @@
 #include "policy/policy.h"
 #include "tests/lib/gen_policy.h"
 #include "tests/lib/ruleset_walk.h"
+#include "tests/lib/trials.h"
 
-#define N_PAIRS 1200000
+#define N_PAIRS TRIALS(1200000)
 #define BURSTS 16 /* per vNIC */
 #define BURST 32
 

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "tests/lib/letters.h"
+#include "tests/lib/trials.h"
 
 struct row {
     const char *frame;
@@ -305,7 +306,7 @@ START_TEST(random_frames)
     unsigned good = 0;
 
     srandom(3);
-    for (int i = 0; i < 200000; i++) {
+    for (int i = 0; i < TRIALS(200000); i++) {
         uint32_t len, span;
 
         build_row(&f, &rows[(size_t)random() % N_ROWS]);
@@ -318,7 +319,7 @@ START_TEST(random_frames)
         parse_copy(f.data, len, random() % 2 ? len : f.len + (uint32_t)random() % 2000, &p);
         good += p.kind != MOAT_PKT_BAD;
     }
-    ck_assert_uint_gt(good, 20000);
+    ck_assert_uint_gt(good, TRIALS(20000));
     ck_assert_uint_lt(good, 180000);
 }
 END_TEST

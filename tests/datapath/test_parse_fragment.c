@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "tests/lib/letters.h"
+#include "tests/lib/trials.h"
 
 struct row {
     const char *frame;
@@ -326,7 +327,7 @@ START_TEST(random_frames)
     unsigned good[3] = {0}, bad = 0;
 
     srandom(5);
-    for (int i = 0; i < 300000; i++) {
+    for (int i = 0; i < TRIALS(300000); i++) {
         struct moat_pkt p;
         struct place want = {0};
         struct frame f;
@@ -358,9 +359,9 @@ START_TEST(random_frames)
         ck_assert_uint_eq(p.frag_head, want.head);
         ck_assert_uint_eq(p.frag_id, want.id);
     }
-    ck_assert_uint_gt(bad, 100000);
+    ck_assert_uint_gt(bad, TRIALS(100000));
     for (int i = 0; i < 3; i++)
-        ck_assert_uint_gt(good[i], 10000);
+        ck_assert_uint_gt(good[i], TRIALS(10000));
 }
 END_TEST
 

@@ -19,8 +19,9 @@
 #include <string.h>
 
 #include "tests/lib/packet.h"
+#include "tests/lib/trials.h"
 
-#define MUTANTS 400000
+#define MUTANTS TRIALS(400000)
 
 /* For inner loops: check's own macros write to a file each time. */
 #define must(X)                                                                                    \

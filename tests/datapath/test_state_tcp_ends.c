@@ -7,6 +7,8 @@
 
 #include <stdlib.h>
 
+#include "tests/lib/trials.h"
+
 #define FIN MOAT_TCP_FIN
 #define SYN MOAT_TCP_SYN
 #define RST MOAT_TCP_RST
@@ -411,13 +413,13 @@ static void simulate(unsigned n, bool midstream)
 
 START_TEST(honest_ends_are_never_refused)
 {
-    simulate(20000, false);
+    simulate(TRIALS(20000), false);
 }
 END_TEST
 
 START_TEST(honest_ends_picked_up_midstream)
 {
-    simulate(4000, true);
+    simulate(TRIALS(4000), true);
 }
 END_TEST
 

@@ -10,34 +10,10 @@
 #   SEED=N    of the instants; 1
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
+. "$(dirname "$(readlink -f "$0")")/ends.sh"
 
 kills=${KILLS:-$([ "${MOAT_SOAK:-0}" = 1 ] && echo 500 || echo 50)}
 RANDOM=${SEED:-1}
-rate=100 # forbidden and permitted probes a second, of each stream
-syns=300 # new connections a second
-idle=8
-
-ids=(busy speaks)
-for ((i = 0; i < idle; i++)); do ids+=("idle$i"); done
-conn() { guest_field web "$2" tcp-status "$1"; } # ID FIELD
-received_more() { [ "$(conn "$1" received)" -gt "$2" ]; }
-
-# sessions: the established ones of the connections above, at both vNICs, without what traffic
-# or another policy changes.
-sessions() {
-    ctl A --format json session list --proto tcp --state established |
-        jq -S '[.[] | select(.local_port != 5003 and .remote_port != 5003) |
-            {vnic, local, local_port, remote, remote_port, opened_by, local_state, remote_state}] | sort'
-}
-same_sessions() { diff <(printf '%s\n' "$shadow") <(sessions); }
-
-arrived() { # UDP and ICMP probes that policy forbids
-    local end n=0
-    for end in web db; do
-        n=$((n + $(guest_field $end count udp-count 7000) + $(guest_field $end count icmp-count)))
-    done
-    echo $n
-}
 more_at() { [ "$(guest_field "$1" count udp-count 7001)" -gt "$2" ]; }
 
 verdicts() {
@@ -51,19 +27,6 @@ db -> web, TCP 5004: timeout"
 verdicts_hold() {
     check_same "$1: verdicts" "$(verdicts)" "$wanted"
     check_equal "$1: forbidden probes that arrived" "$(arrived)" 0
-}
-
-# went_on EVENT: all connections are as if nothing had happened.
-went_on() {
-    local id
-    for id in busy speaks; do
-        check_soon 30 "$1: $id goes on" received_more $id $(($(conn $id received) + 2))
-    done
-    [ ${#failures[@]} = 0 ] || evidence
-    for id in "${ids[@]}"; do
-        [[ $id != idle* ]] || check_equal "$1: $id answers" "$(guest_field web state tcp-send "$id" 20000 2>&1)" open
-        check_equal "$1: $id, state and records out of order" "$(conn "$id" state) $(conn "$id" out_of_order)" "open 0"
-    done
 }
 
 pause() { sleep "$(printf '0.%03d' $((RANDOM % $1)))"; }
@@ -129,51 +92,9 @@ kills() {
 
 system_test
 part "one host, web and db, established connections, new ones, and probes"
-moat_start A
-moat_vm web 10.0.0.1 label role=web
-moat_vm db 10.0.0.3 label role=db
-moat_guests A web db
-rules() { # MORE
-    cat <<END
-policy "kill" version 1
-group web = vms labelled role=web
-group db = vms labelled role=db
-tier t {
-    allow from web to db service tcp 5001-5004$1
-    allow from any to any service udp 7001
-}
-default drop
-settings for any { tcp strict; on-missing-state block; on-missing-policy block }
-END
-}
-rules "" >"$TEST_TMP/one.moat"
-rules ", tcp 6000" >"$TEST_TMP/other.moat"
-policy kill <"$TEST_TMP/one.moat"
-neighbours web db
-neighbours db web
-for end in web db; do
-    guest_cmd $end udp-sink 7000
-    guest_cmd $end udp-sink 7001
-    guest_cmd $end icmp-sink
-    guest_cmd $end tcp-listen 5004 idle
-done
-guest_cmd db tcp-listen 5001 busy
-guest_cmd db tcp-listen 5002 server-speaks:20
-guest_cmd db tcp-listen 5999 idle
-guest_cmd web tcp-connect busy 10.0.0.3 5001 busy:20 >/dev/null
-guest_cmd web tcp-connect speaks 10.0.0.3 5002 server-speaks >/dev/null
-for ((i = 0; i < idle; i++)); do guest_cmd web tcp-connect "idle$i" 10.0.0.3 5004 idle >/dev/null; done
+ends_start
 verdicts_hold "at first"
-for pair in "web 10.0.0.3" "db 10.0.0.1"; do
-    guest_cmd "${pair% *}" udp-probe-start no "${pair#* }" 7000 $rate
-    guest_cmd "${pair% *}" udp-probe-start yes "${pair#* }" 7001 $rate
-    guest_cmd "${pair% *}" icmp-probe-start icmp "${pair#* }" $rate
-done
-# Each is a session at both vNICs, which a RST ends; ports come again.
-guest_cmd web shell "traffic syn-flood 10.0.0.3 5003 1000000 $syns >/dev/null 2>&1 &"
-settled() { [ "$(sessions | jq length)" = $((2 * ${#ids[@]})) ]; }
-check_soon 10 "sessions of the ${#ids[@]} connections, at two vNICs" settled
-shadow=$(sessions)
+ends_probe
 
 third=$((kills / 3))
 part "the agent is dead"
@@ -183,23 +104,9 @@ verdicts_hold "without an agent"
 
 part "the agent is there, and publishes"
 moat_agent_start A
-publish() {
-    trap - ERR EXIT
-    set +e
-    while :; do
-        moat_admin policy apply "$TEST_TMP/other.moat"
-        moat_admin policy apply "$TEST_TMP/one.moat"
-    done >"$TEST_TMP/published" 2>&1
-}
-generation=$(moat_generation)
-publish &
-publisher=$!
+ends_publish
 kills $((third + 1)) $((2 * third)) "while policies are published"
-kill $publisher
-wait $publisher 2>/dev/null || true
-check_least "policies published meanwhile" $(($(moat_generation) - generation)) "$third"
-moat_admin policy apply "$TEST_TMP/one.moat" --wait 30 >/dev/null
-check_soon 30 "all enforce what is intended" moat_settled_now 2
+ends_published "$third"
 verdicts_hold "after the publications"
 
 part "the agent is there, and has nothing to say"
@@ -214,7 +121,8 @@ check_least "sessions of new connections that are in the table, too" "$(new_ones
 check_soon 30 "all enforce what is intended" moat_settled_now 2
 verdicts_hold "after $kills kills"
 check "the same sessions" same_sessions
-went_on "after $kills kills"
+ends_go_on "after $kills kills"
+[ ${#failures[@]} = 0 ] || evidence
 
 part "control experiment: a lost session would be noticed"
 ctl A session flush --vnic=web-nic
@@ -222,7 +130,7 @@ check "not the same sessions" not same_sessions
 
 part "positive control: the forbidden probes, permitted"
 {
-    rules ", icmp echo-request"
+    ends_rules ", icmp echo-request"
 } | sed 's/udp 7001/udp 7000-7001, icmp echo-request/' >"$TEST_TMP/open.moat"
 moat_admin policy apply "$TEST_TMP/open.moat" --wait 20 >/dev/null
 udp_at() { guest_field "$1" count udp-count 7000; }
