@@ -28,7 +28,8 @@
 #define EVENTS 4096
 #define MAX_DATAGRAMS 65536 /* in fragments; some 1.3 KB each, touched when used */
 #define HELD_FRAGMENTS 2048
-#define AGE_SLICES 64 /* turns to look at every session once */
+#define AGE_SLICES 64 /* turns to look at every session once; twice as many if little happens: */
+#define AGE_REST 256  /* less than one of so many is new or over */
 
 static uint64_t next_engine_id = 1;
 
@@ -300,61 +301,121 @@ void moat_engine_counters(struct moat_engine *e, uint32_t slot, uint64_t *out)
 
 /* --- ageing --- */
 
+#define AT_ONCE 32u /* sessions whose buckets are fetched together */
+#define AHEAD 32    /* how far ahead sessions are fetched; past the last one it is harmless */
+
 struct ageing {
     struct moat_engine *engine;
     uint32_t now_s;
+    uint32_t slot, gone; /* of this slot so many have been removed and not been uncounted yet */
 };
+
+/* The view of the slot that has this tag; NULL: no more. */
+static const struct moat_view *view_of(const struct moat_engine *e, uint32_t tag)
+{
+    uint32_t index = (tag & 0xfff) - 1;
+    const struct moat_view *v =
+        index < e->conf.n_slots ? __atomic_load_n(&e->slots[index].view, __ATOMIC_ACQUIRE) : NULL;
+
+    return v && v->tag == tag ? v : NULL;
+}
+
+static bool is_over(const struct moat_session *s, const struct moat_view *v, uint32_t now_s)
+{
+    return !v || __atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT ||
+           moat_session_expired(s, now_s, &v->timers);
+}
 
 static bool session_over(void *a_, const struct moat_session *s)
 {
     struct ageing *a = a_;
-    uint32_t tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
-    uint32_t index = (tag & 0xfff) - 1;
-    const struct moat_view *v =
-        index < a->engine->conf.n_slots
-            ? __atomic_load_n(&a->engine->slots[index].view, __ATOMIC_ACQUIRE)
-            : NULL;
 
-    return !v || v->tag != tag || __atomic_load_n(&s->flags, __ATOMIC_RELAXED) & MOAT_SES_F_CUT ||
-           moat_session_expired(s, a->now_s, &v->timers);
+    return is_over(s, view_of(a->engine, __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE)), a->now_s);
 }
 
 /* A removed session's slot forgets it.  Those of an earlier incarnation were uncounted when they
  * became void. */
-static void uncount(struct moat_engine *e, uint32_t slot, uint32_t tag, struct moat_session *s)
+static void uncount(struct ageing *a, uint32_t slot, uint32_t tag, struct moat_session *s)
 {
-    const struct moat_view *v = __atomic_load_n(&e->slots[slot].view, __ATOMIC_ACQUIRE);
+    struct moat_engine *e = a->engine;
     uint8_t flags = __atomic_fetch_and(&s->flags, (uint8_t)~MOAT_SES_F_HALF_OPEN, __ATOMIC_RELAXED);
 
-    if (!v || v->tag != tag)
+    if (!view_of(e, tag))
         return;
-    moat_slot_give_back(&e->slots[slot].sessions, 1);
+    if (a->slot != slot) {
+        moat_slot_give_back(&e->slots[a->slot].sessions, a->gone);
+        a->slot = slot;
+        a->gone = 0;
+    }
+    a->gone++;
     if (flags & MOAT_SES_F_HALF_OPEN)
         moat_slot_half_open_ended(&e->slots[slot]);
 }
 
-/* A slice per turn, so that no turn is long however large the table is.  Reads views as a
- * packet thread does. */
+/* Which of the n sessions from `first` on are over; their buckets are on the way. */
+static uint32_t find_over(struct ageing *a, uint32_t first, uint32_t n)
+{
+    const struct moat_session *s = moat_session_at(a->engine->sessions, first);
+    const struct moat_view *v = NULL;
+    uint32_t over = 0, last = 0;
+
+    for (uint32_t i = 0; i < n; i++, s++) {
+        uint32_t tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE);
+
+        __builtin_prefetch(s + AHEAD);
+        if (tag != last) { /* sessions of one slot often lie together */
+            v = view_of(a->engine, tag);
+            last = tag;
+        }
+        if (tag && is_over(s, v, a->now_s)) {
+            over |= 1u << i;
+            moat_session_will_remove(a->engine->sessions, first + i);
+        }
+    }
+    return over;
+}
+
+static bool remove_over(struct ageing *a, struct moat_thread *self, uint32_t index)
+{
+    struct moat_session *s = moat_session_at(a->engine->sessions, index);
+    uint32_t tag = __atomic_load_n(&s->key.tag, __ATOMIC_ACQUIRE), slot = (tag & 0xfff) - 1;
+
+    if (tag && slot < a->engine->conf.n_slots &&
+        moat_session_remove_if(a->engine->sessions, index, session_over, a)) {
+        uncount(a, slot, tag, s);
+        moat_count(moat_thread_counters(self, slot), MOAT_C_SESSIONS_EXPIRED, 1);
+        return true;
+    }
+    return false;
+}
+
+/* A slice per turn, so that no turn is long however large the table is: half of one while hardly
+ * anything begins or ends (what is over is over whether it has been collected or not, but it takes
+ * up room).  Reads views as a packet thread does. */
 static void age(struct moat_engine *e, struct moat_thread *self)
 {
     static const uint32_t min_slice = 1024;
-    struct ageing a = {e, (uint32_t)(moat_engine_now_ms(e) / 1000)};
+    struct ageing a = {.engine = e, .now_s = (uint32_t)(moat_engine_now_ms(e) / 1000)};
     uint32_t size = moat_session_table_size(e->sessions);
-    uint32_t slice = size / AGE_SLICES > min_slice ? size / AGE_SLICES : min_slice;
+    uint32_t slice = size / AGE_SLICES, gone = 0;
+    int32_t grown = (int32_t)(moat_session_table_used(e->sessions) - e->age_used);
 
+    if (e->age_rests)
+        slice /= 2;
+    slice = slice > min_slice ? slice : min_slice;
     moat_qsbr_enter(&e->qsbr, self->reader);
-    for (uint32_t n = 0; n < slice && n < size; n++) {
-        uint32_t i = e->age_next;
-        uint32_t tag = __atomic_load_n(&moat_session_at(e->sessions, i)->key.tag, __ATOMIC_ACQUIRE);
-        uint32_t slot = (tag & 0xfff) - 1;
+    for (uint32_t left = slice < size ? slice : size, n; left; left -= n) {
+        uint32_t first = e->age_next;
 
-        e->age_next = i + 1 < size ? i + 1 : 0;
-        if (tag && slot < e->conf.n_slots &&
-            moat_session_remove_if(e->sessions, i, session_over, &a)) {
-            uncount(e, slot, tag, moat_session_at(e->sessions, i));
-            moat_count(moat_thread_counters(self, slot), MOAT_C_SESSIONS_EXPIRED, 1);
-        }
+        n = left < AT_ONCE ? left : AT_ONCE;
+        n = size - first < n ? size - first : n;
+        for (uint32_t over = find_over(&a, first, n); over; over &= over - 1)
+            gone += remove_over(&a, self, first + (uint32_t)__builtin_ctz(over));
+        e->age_next = first + n < size ? first + n : 0;
     }
+    e->age_rests = gone + (uint32_t)abs(grown) < slice / AGE_REST;
+    e->age_used += (uint32_t)grown;
+    moat_slot_give_back(&e->slots[a.slot].sessions, a.gone);
     moat_qsbr_leave(self->reader);
     moat_session_reclaim(e->sessions, &e->qsbr);
 }

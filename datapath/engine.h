@@ -78,6 +78,8 @@ struct moat_engine {
     char file[MOAT_FILE_MAX];         /* that it was loaded from; for people */
     bool has_key;
     uint32_t age_next;               /* control thread: next session to look at */
+    uint32_t age_used;               /* sessions that there were at the last turn */
+    bool age_rests;                  /* few have begun or ended since */
     uint32_t sweep_next, sweep_left; /* sweep.c; under lock, `left` is atomic */
     uint64_t id; /* of this engine object: a thread's cached context belongs to it */
 };

@@ -635,6 +635,14 @@ static bool unlink_from(struct moat_bucket *b, uint16_t tag, uint32_t index)
     return false;
 }
 
+void moat_session_will_remove(const struct moat_session_table *t, uint32_t index)
+{
+    const struct moat_key *k = &t->sessions[index].key;
+    uint64_t hash = moat_session_hash(t, k);
+
+    __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)], 1);
+}
+
 bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
                             bool (*over)(void *aux, const struct moat_session *), void *aux)
 {

@@ -230,6 +230,9 @@ void moat_session_unlock(struct moat_session_table *, uint64_t hash);
 bool moat_session_remove_if(struct moat_session_table *, uint32_t index,
                             bool (*over)(void *aux, const struct moat_session *), void *aux);
 
+/* This live session will perhaps be removed soon: what that writes is fetched. */
+void moat_session_will_remove(const struct moat_session_table *, uint32_t index);
+
 /* Control thread only: gives removed entries back whose readers have left. */
 struct moat_qsbr;
 void moat_session_reclaim(struct moat_session_table *, struct moat_qsbr *);
