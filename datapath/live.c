@@ -25,17 +25,6 @@ struct front {
     const struct moat_bucket *bucket[MOAT_BURST_MAX];
 };
 
-void moat_live_name(struct burst *b, unsigned k, unsigned i)
-{
-    struct moat_pkt *p = &b->pkts[i];
-
-    b->which[k] = (uint8_t)i;
-    b->keyed[k] = p;
-    p->quick = true;
-    p->by = MOAT_BY_SESSION;
-    moat_quick_fill(p);
-}
-
 /* Packet k, which has key k. */
 static void name(struct burst *b, const struct front *f, unsigned k)
 {

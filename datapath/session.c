@@ -34,6 +34,8 @@
 static const uint64_t spread[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0,
                                    0x082efa98ec4e6c89};
 
+#define BULK_MAX 32 /* keys that are looked up together: a burst */
+
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 #define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
 
@@ -192,8 +194,8 @@ static inline uint32_t find_in(const struct moat_session_table *t, const struct 
     return MOAT_NO_SESSION;
 }
 
-static uint32_t find_second(const struct moat_session_table *t, const struct moat_key *k,
-                            uint64_t hash, const uint8_t *local, const uint8_t *remote)
+static inline uint32_t find_second(const struct moat_session_table *t, const struct moat_key *k,
+                                   uint64_t hash, const uint8_t *local, const uint8_t *remote)
 {
     const struct moat_bucket *b = &t->buckets[second_bucket(t, hash, k->tag)];
 
@@ -204,11 +206,13 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
                               const uint64_t *hashes, const struct moat_pkt *const *pkts,
                               enum moat_dir dir, unsigned n, uint32_t *out)
 {
-    uint32_t ways[32];
+    const struct moat_bucket *second[BULK_MAX];
+    uint32_t ways[BULK_MAX];
 
     for (unsigned i = 0; i < n; i++) {
         const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
 
+        second[i] = &t->buckets[second_bucket(t, hashes[i], keys[i].tag)];
         ways[i] = match_ways(b, moat_session_way(hashes[i], keys[i].tag));
         if (ways[i]) {
             uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
@@ -218,7 +222,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
             if (keys[i].family == MOAT_FAM_IP6 && index >= t->first6)
                 __builtin_prefetch(t->addrs6[index - t->first6]);
         } else {
-            __builtin_prefetch(&t->buckets[second_bucket(t, hashes[i], keys[i].tag)]);
+            __builtin_prefetch(second[i]);
         }
     }
     for (unsigned i = 0; i < n; i++) {
@@ -231,7 +235,9 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
             out[i] = find_in(t, &t->buckets[moat_session_bucket(t, hashes[i])], ways[i], &keys[i],
                              local, remote);
         if (out[i] == MOAT_NO_SESSION)
-            out[i] = find_second(t, &keys[i], hashes[i], local, remote);
+            out[i] = find_in(t, second[i],
+                             match_ways(second[i], moat_session_way(hashes[i], keys[i].tag)),
+                             &keys[i], local, remote);
     }
 }
 
