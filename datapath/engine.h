@@ -85,7 +85,8 @@ struct moat_engine {
 };
 
 /* Session entries that a thread has at hand. */
-#define MOAT_SESSION_CACHE 64
+#define MOAT_SESSION_STOCK 256 /* of a table that is large enough */
+#define MOAT_SESSION_CACHE (MOAT_SESSION_STOCK + 64)
 
 struct moat_session_cache {
     uint32_t n;

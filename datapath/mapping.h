@@ -22,9 +22,9 @@
 
 #define MOAT_MAPPING_MAGIC 0x50414d54414f4dull /* "MOATMAP" */
 #ifndef MOAT_OTHER_LAYOUT
-#define MOAT_MAPPING_LAYOUT 3
+#define MOAT_MAPPING_LAYOUT 4
 #else /* session.h */
-#define MOAT_MAPPING_LAYOUT (3 + MOAT_OTHER_LAYOUT)
+#define MOAT_MAPPING_LAYOUT (4 + MOAT_OTHER_LAYOUT)
 #endif
 #define MOAT_MAPPING_COMPLETE 0x656e6f64u /* "done" */
 #define MOAT_GENERATION_HALVES 16
@@ -56,7 +56,9 @@ struct moat_mapping_head {
     uint32_t n_generation_high; /* besides the first */
     /* Between two engines of one process: the index and the lists below are whole. */
     uint32_t index_whole;
-    struct moat_free_list free[2]; /* without, with room for IPv6; rebuilt at recovery */
+    /* Without, with room for IPv6; rebuilt at recovery.  Packet threads write it: a line of its
+     * own. */
+    struct moat_free_list free[2] __attribute__((aligned(64)));
 };
 
 /* Anti-spoofing learn-once: the first address of a family that the VM has used.  Written by a

@@ -34,7 +34,8 @@
 static const uint64_t spread[4] = {0x243f6a8885a308d3, 0x13198a2e03707344, 0xa4093822299f31d0,
                                    0x082efa98ec4e6c89};
 
-#define BULK_MAX 32 /* keys that are looked up together: a burst */
+#define STOCK_SHARE 4096 /* a thread takes one of so many entries at a time: others find enough */
+#define BULK_MAX 32      /* keys that are looked up together: a burst */
 
 #define LOAD(P) __atomic_load_n(P, __ATOMIC_RELAXED)
 #define STORE(P, V) __atomic_store_n(P, V, __ATOMIC_RELAXED)
@@ -55,6 +56,9 @@ struct moat_session_table *moat_session_table_create(struct moat_mapping *m)
     t->n_buckets = m->head->n_buckets;
     for (int i = 0; i < 4; i++)
         t->seed.w[i] = m->head->seed[i] ^ spread[i];
+    t->stock = t->n_sessions / STOCK_SHARE;
+    if (t->stock > MOAT_SESSION_STOCK)
+        t->stock = MOAT_SESSION_STOCK;
     t->max_limbo = t->n_sessions / LIMBO_SHARE + 1;
     t->limbo = malloc(t->max_limbo * sizeof *t->limbo);
     if (!t->limbo) {

@@ -7,6 +7,9 @@
  * it, and the head of a list is one number, in the mapping.  Its first word is the key's tag,
  * which stays zero: nobody takes it for a session.
  *
+ * A thread takes many at a time (moat_session_table.stock): entries that lie together go to one
+ * thread, for threads that write neighbouring lines take them from each other.
+ *
  * There are two lists: entries with room for IPv6 addresses, and those without.  IPv4 sessions take
  * the former when the latter are used up.
  *
@@ -29,31 +32,34 @@ struct chunk {
 };
 
 _Static_assert(sizeof(struct chunk) == sizeof(struct moat_session), "it lies in one");
-_Static_assert(MOAT_EXPECT_MAX + CHUNK + 1 <= MOAT_SESSION_CACHE, "one more chunk fits");
+_Static_assert(MOAT_EXPECT_MAX + MOAT_SESSION_STOCK + CHUNK <= MOAT_SESSION_CACHE, "all fit");
 
 static struct chunk *chunk_at(struct moat_session_table *t, uint32_t index)
 {
     return (struct chunk *)(void *)&t->sessions[index];
 }
 
-/* Takes a chunk of list `six` into out: how many. */
-static uint32_t take_chunk(struct moat_session_table *t, bool six, uint32_t out[CHUNK + 1])
+/* Takes chunks of list `six` until there are `want`, or all that there are, and at most CHUNK more:
+ * how many.  At once, for the lock and the list are lines that all threads write. */
+static uint32_t take_chunks(struct moat_session_table *t, bool six, uint32_t *out, uint32_t want)
 {
     struct moat_free_list *f = &t->head->free[six];
     uint32_t n = 0;
 
     moat_spin_lock(&t->free_lock);
-    if (f->n) {
+    while (n < want && f->n > n) {
         const struct chunk *c = chunk_at(t, f->first);
+        uint32_t more = c->n < CHUNK ? c->n : CHUNK;
 
-        n = (c->n < CHUNK ? c->n : CHUNK) + 1;
-        memcpy(out, c->index, (n - 1) * sizeof *out);
-        out[n - 1] = f->first;
+        memcpy(out + n, c->index, more * sizeof *out);
+        out[n + more] = f->first;
+        n += more + 1;
         f->first = c->next;
-        __atomic_store_n(&f->n, f->n - n, __ATOMIC_RELAXED);
-        if (f->n)
-            __builtin_prefetch(chunk_at(t, f->first));
     }
+    if (n)
+        __atomic_store_n(&f->n, f->n - n, __ATOMIC_RELAXED);
+    if (f->n)
+        __builtin_prefetch(chunk_at(t, f->first));
     moat_spin_unlock(&t->free_lock);
     return n;
 }
@@ -95,13 +101,8 @@ void moat_session_give(struct moat_session_table *t, const uint32_t *indexes, ui
  * way, the next one's first. */
 static void stock(struct moat_session_table *t, struct moat_session_cache *c, bool six, uint32_t n)
 {
-    while (c->n < n) {
-        uint32_t more = take_chunk(t, six, c->index + c->n);
-
-        if (!more)
-            break;
-        c->n += more;
-    }
+    if (c->n < n)
+        c->n += take_chunks(t, six, c->index + c->n, t->stock > n - c->n ? t->stock : n - c->n);
     for (uint32_t i = c->n; i > 0 && n > 0; i--, n--) {
         uint32_t index = c->index[i - 1];
 
@@ -127,7 +128,7 @@ uint32_t moat_session_take(struct moat_session_table *t, struct moat_thread *thr
         struct moat_session_cache *c = &thread->free[six];
 
         if (!c->n)
-            c->n = take_chunk(t, six, c->index);
+            c->n = take_chunks(t, six, c->index, 1);
         if (c->n)
             return c->index[--c->n];
     }

@@ -30,6 +30,7 @@ struct moat_session_table {
     uint32_t n_sessions, n_buckets;
     uint32_t first6; /* of the entries with room for IPv6 addresses */
     struct moat_hash_seed seed;
+    uint32_t stock; /* entries that a thread takes at a time */
     struct moat_mapping_head *head;
     struct moat_session_watch *watch; /* atomic; NULL: nobody wants to know what changes */
 
