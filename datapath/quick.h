@@ -184,14 +184,15 @@ moat_quick_hash(const struct moat_hash_seed *seed, __m128i key, uint8_t proto)
                                     (uint64_t)proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
 }
 
-/* Of a packet that moat_quick() has admitted: what a session's state wants to know.  Of a SYN all
- * but its window scale: moat_quick_options(). */
+/* Of a packet that moat_quick() has admitted: what a session's state wants to know, and the guard of
+ * frames to the VM.  Of a SYN all but its window scale: moat_quick_options(). */
 static inline void moat_quick_fill(struct moat_pkt *p)
 {
     const uint8_t *d = p->data, *t = d + MOAT_Q_L4;
 
     p->src = d + MOAT_Q_SRC;
     p->dst = d + MOAT_Q_DST;
+    p->cast = MOAT_UNICAST;
     p->kind = MOAT_PKT_UDP;
     if (d[MOAT_Q_PROTO] == 17)
         return;

@@ -195,8 +195,7 @@ END_TEST
 static uint32_t burst(const struct frame *frames, unsigned n, struct moat_pkt *pkts)
 {
     for (unsigned i = 0; i < n; i++)
-        pkts[i] =
-            (struct moat_pkt){.data = frames[i].data, .len = frames[i].len, .total = frames[i].len};
+        pkts[i] = rig_pkt(frames[i].data, frames[i].len, frames[i].len);
     return moat_pipe_burst(moat_thread_self(r.e), r.port[A], MOAT_FROM_VM, pkts, n);
 }
 

@@ -577,7 +577,7 @@ static void out_together(const struct frame *f, unsigned n, enum moat_reason *re
     uint32_t passed;
 
     for (unsigned i = 0; i < n; i++)
-        p[i] = (struct moat_pkt){.data = f[i].data, .len = f[i].len, .total = f[i].len};
+        p[i] = rig_pkt(f[i].data, f[i].len, f[i].len);
     passed = moat_pipe_burst(moat_thread_self(r.e), r.port[A], MOAT_FROM_VM, p, n);
     for (unsigned i = 0; i < n; i++)
         reason[i] = passed >> i & 1 ? MOAT_R_NONE : (enum moat_reason)p[i].reason;

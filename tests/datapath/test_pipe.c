@@ -365,8 +365,7 @@ START_TEST(burst_size_does_not_matter)
             unsigned n = at + size <= 8 ? size : 8 - at;
 
             for (unsigned i = 0; i < n; i++)
-                p[i] = (struct moat_pkt){
-                    .data = f[at + i].data, .len = f[at + i].len, .total = f[at + i].len};
+                p[i] = rig_pkt(f[at + i].data, f[at + i].len, f[at + i].len);
             got |= moat_pipe_burst(moat_thread_self(r.e), r.port[A], MOAT_FROM_VM, p, n) << at;
         }
         ck_assert_msg(got == want, "burst of %u: %#x, not %#x", size, got, want);

@@ -47,7 +47,7 @@ static void burst(unsigned slot, enum moat_dir dir, struct frame *f, unsigned n,
     uint32_t got;
 
     for (unsigned i = 0; i < n; i++)
-        p[i] = (struct moat_pkt){.data = f[i].data, .len = f[i].len, .total = f[i].len};
+        p[i] = rig_pkt(f[i].data, f[i].len, f[i].len);
     got = moat_pipe_burst(moat_thread_self(r.e), r.port[slot], dir, p, n);
     __atomic_fetch_add(count, (uint64_t)__builtin_popcount(got), __ATOMIC_RELAXED);
 }

@@ -64,7 +64,7 @@ static struct moat_traced explain(enum moat_dir dir, const struct frame *f, unsi
                                   uint32_t rule)
 {
     struct moat_thread *t = moat_thread_self(r.e);
-    struct moat_pkt p = {.data = f->data, .len = f->len, .total = f->len};
+    struct moat_pkt p = rig_pkt(f->data, f->len, f->len);
     uint32_t passed = moat_pipe_burst(t, r.port[0], dir, &p, 1);
     struct moat_traced out;
 

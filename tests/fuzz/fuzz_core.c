@@ -195,8 +195,7 @@ static void push(unsigned slot, enum moat_dir dir)
 
     w.n_queued[slot][dir] = 0;
     for (unsigned i = 0; i < n; i++)
-        p[i] = (struct moat_pkt){
-            .data = fuzz_exact(q[i].f.data, q[i].len), .len = q[i].len, .total = q[i].total};
+        p[i] = rig_pkt(fuzz_exact(q[i].f.data, q[i].len), q[i].len, q[i].total);
     rig_forget();
     passed = moat_pipe_burst(moat_thread_self(w.rig.e), w.rig.port[slot], dir, p, n);
     check_injected(slot);

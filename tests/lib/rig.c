@@ -238,7 +238,7 @@ void rig_start(struct rig *r, const char *mapping, const char *policy)
 bool rig_push(struct rig *r, unsigned slot, enum moat_dir dir, const uint8_t *frame, uint32_t len,
               enum moat_reason *reason)
 {
-    struct moat_pkt p = {.data = frame, .len = len, .total = len};
+    struct moat_pkt p = rig_pkt(frame, len, len);
     uint32_t passed = moat_pipe_burst(moat_thread_self(r->e), r->port[slot], dir, &p, 1);
 
     ck_assert_uint_eq(passed & ~1u, 0);

@@ -13,6 +13,7 @@
  * call checks what must not fail (ck_assert). */
 
 #include <stdint.h>
+#include <string.h>
 
 #include "datapath/engine.h"
 #include "datapath/handover.h"
@@ -61,6 +62,18 @@ void rig_publish(struct rig *, unsigned slot, const char *policy);
 
 /* All three slots active under one policy. */
 void rig_start(struct rig *, const char *mapping, const char *policy);
+
+/* A frame as the hook brings it: nothing else of it is set, and what is there is rubbish. */
+static inline struct moat_pkt rig_pkt(const uint8_t *data, uint32_t len, uint32_t total)
+{
+    struct moat_pkt p;
+
+    memset(&p, 0xa5, sizeof p);
+    p.data = data;
+    p.len = len;
+    p.total = total;
+    return p;
+}
 
 /* One frame; true if it passes.  *reason (may be NULL) is why not. */
 bool rig_push(struct rig *, unsigned slot, enum moat_dir, const uint8_t *frame, uint32_t len,

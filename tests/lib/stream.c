@@ -223,9 +223,8 @@ void stream_push(struct rig *r, const struct stream *s, const unsigned *which, u
     uint32_t passed;
 
     for (unsigned i = 0; i < n; i++)
-        p[i] = (struct moat_pkt){.data = s->packets[which[i]].data,
-                                 .len = s->packets[which[i]].len,
-                                 .total = s->packets[which[i]].total};
+        p[i] = rig_pkt(s->packets[which[i]].data, s->packets[which[i]].len,
+                       s->packets[which[i]].total);
     passed = moat_pipe_burst(moat_thread_self(r->e), port, hop ? MOAT_TO_VM : MOAT_FROM_VM, p, n);
     for (unsigned i = 0; i < n; i++)
         out[which[i]][hop] = verdict_of(passed >> i & 1, &p[i]);
