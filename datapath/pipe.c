@@ -385,7 +385,7 @@ static void sum_up(struct burst *b)
 static __attribute__((noinline)) void trace(struct burst *b, unsigned n)
 {
     for (uint32_t m = b->straight; m; m &= m - 1)
-        moat_live_name(b, (unsigned)__builtin_ctz(m), (unsigned)__builtin_ctz(m));
+        b->pkts[__builtin_ctz(m)].by = MOAT_BY_SESSION;
     moat_trace_burst(b->thread, b->view, b->dir, b->pkts, n, b->passed);
 }
 

@@ -403,6 +403,7 @@ static void judge(struct moat_replay *r, const struct vnic *v, enum moat_dir dir
 
     out->traced.flow.dir = (uint8_t)dir; /* take_injected() asks */
     r->now = out;
+    p->by = MOAT_BY_SESSION;
     passed = moat_pipe_burst(t, v->port, dir, p, 1);
     r->now = NULL;
     moat_qsbr_enter(&r->engine->qsbr, t->reader);
