@@ -840,7 +840,7 @@ static const uint32_t long_sizes[] = {200, 1000, 5000, 20000};
 
 START_TEST(agrees_with_the_plain_reader_on_long_lists)
 {
-    uint32_t n = long_sizes[_i / 2 % 4], n_flows = n > 10000 ? 8 * BURST : 32 * BURST;
+    uint32_t n = long_sizes[_i / 2 % 4], n_flows = TRIALS(n > 10000 ? 10 : 30) * BURST;
     struct rules *g = rules_create((enum rules_kind)(_i / 8), n, 7 + (unsigned)_i);
     struct moat_flow *f = calloc(n_flows, sizeof *f);
     struct moat_ruleset *rs;
