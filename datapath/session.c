@@ -175,6 +175,20 @@ static inline uint32_t match_ways(const struct moat_bucket *b, uint16_t tag)
     return moat_session_match(b, tag) & ((1u << MOAT_BUCKET_WAYS) - 1);
 }
 
+/* Asked when no way of b has shown what is looked for: it may be in its second bucket.  Who moves
+ * one there counts it before he takes it out here; x86 loads in order, the compiler is told to. */
+static inline bool is_away(const struct moat_bucket *b)
+{
+    __atomic_signal_fence(__ATOMIC_ACQ_REL);
+    return __atomic_load_n(&b->away, __ATOMIC_ACQUIRE);
+}
+
+static void count_away(struct moat_bucket *b, int by)
+{
+    if (b->away != UINT16_MAX)
+        __atomic_store_n(&b->away, (uint16_t)(b->away + by), __ATOMIC_RELEASE);
+}
+
 static bool addresses_equal(const struct moat_session_table *t, uint32_t index,
                             const uint8_t *local, const uint8_t *remote)
 {
@@ -216,8 +230,8 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
     for (unsigned i = 0; i < n; i++) {
         const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
 
-        second[i] = &t->buckets[second_bucket(t, hashes[i], keys[i].tag)];
         ways[i] = match_ways(b, moat_session_way(hashes[i], keys[i].tag));
+        second[i] = is_away(b) ? &t->buckets[second_bucket(t, hashes[i], keys[i].tag)] : NULL;
         if (ways[i]) {
             uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways[i])], __ATOMIC_RELAXED);
 
@@ -225,7 +239,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
             __builtin_prefetch(&t->sessions[index], 1);
             if (keys[i].family == MOAT_FAM_IP6 && index >= t->first6)
                 __builtin_prefetch(t->addrs6[index - t->first6]);
-        } else {
+        } else if (second[i]) {
             __builtin_prefetch(second[i]);
         }
     }
@@ -238,7 +252,7 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
         if (ways[i])
             out[i] = find_in(t, &t->buckets[moat_session_bucket(t, hashes[i])], ways[i], &keys[i],
                              local, remote);
-        if (out[i] == MOAT_NO_SESSION)
+        if (out[i] == MOAT_NO_SESSION && second[i])
             out[i] = find_in(t, second[i],
                              match_ways(second[i], moat_session_way(hashes[i], keys[i].tag)),
                              &keys[i], local, remote);
@@ -251,33 +265,41 @@ static uint32_t lookup_one(const struct moat_session_table *t, uint64_t hash,
     const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hash)];
     uint32_t index = find_in(t, b, match_ways(b, moat_session_way(hash, k->tag)), k, local, remote);
 
-    return index != MOAT_NO_SESSION ? index : find_second(t, k, hash, local, remote);
+    if (index == MOAT_NO_SESSION && is_away(b))
+        index = find_second(t, k, hash, local, remote);
+    return index;
 }
 
 uint32_t moat_session_elsewhere(const struct moat_session_table *t, const struct moat_key *keys,
                                 const uint64_t *hashes, uint32_t which, uint32_t *out)
 {
-    uint32_t maybe = 0, found = 0;
+    const struct moat_bucket *second[BULK_MAX];
+    uint32_t away = 0, maybe = 0, found = 0;
 
     for (uint32_t w = which; w; w &= w - 1) {
         unsigned i = (unsigned)__builtin_ctz(w);
-
-        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[i], keys[i].tag)]);
-    }
-    for (uint32_t w = which; w; w &= w - 1) {
-        unsigned i = (unsigned)__builtin_ctz(w);
-        uint16_t tag = moat_session_way(hashes[i], keys[i].tag);
         const struct moat_bucket *first = &t->buckets[moat_session_bucket(t, hashes[i])];
-        const struct moat_bucket *b = &t->buckets[second_bucket(t, hashes[i], keys[i].tag)];
-        uint32_t ways = match_ways(b, tag);
+        uint32_t ways = match_ways(first, moat_session_way(hashes[i], keys[i].tag));
+
+        out[i] = MOAT_NO_SESSION;
+        maybe |= (uint32_t)(ways != 0) << i;
+        if (is_away(first)) {
+            second[i] = &t->buckets[second_bucket(t, hashes[i], keys[i].tag)];
+            __builtin_prefetch(second[i]);
+            away |= 1u << i;
+        }
+    }
+    for (; away; away &= away - 1) {
+        unsigned i = (unsigned)__builtin_ctz(away);
+        uint32_t ways = match_ways(second[i], moat_session_way(hashes[i], keys[i].tag));
 
         if (ways) {
-            uint32_t index = __atomic_load_n(&b->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
+            uint32_t index =
+                __atomic_load_n(&second[i]->index[__builtin_ctz(ways)], __ATOMIC_RELAXED);
 
             __builtin_prefetch(&t->sessions[index < t->n_sessions ? index : 0], 1);
+            maybe |= 1u << i;
         }
-        maybe |= (uint32_t)((ways | match_ways(first, tag)) != 0) << i;
-        out[i] = MOAT_NO_SESSION;
     }
     for (; maybe; maybe &= maybe - 1) {
         unsigned i = (unsigned)__builtin_ctz(maybe);
@@ -357,6 +379,7 @@ static bool displace(struct moat_session_table *t, uint32_t at)
 
     for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++)
         if (native(t, at, i, &way, &index, &second) && claim_way(&t->buckets[second], way, index)) {
+            count_away(&t->buckets[at], 1);
             __atomic_store_n(&t->buckets[at].tag[i], 0, __ATOMIC_RELEASE);
             return true;
         }
@@ -404,10 +427,18 @@ static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag
     uint32_t first = moat_session_bucket(t, hash), second = second_bucket(t, hash, tag);
     uint16_t way = moat_session_way(hash, tag);
 
-    return claim_way(&t->buckets[first], way, index) ||
-           claim_way(&t->buckets[second], way, index) ||
-           (make_room(t, first, MOVES) && claim_way(&t->buckets[first], way, index)) ||
-           (make_room_in(t, second) && claim_way(&t->buckets[second], way, index));
+    if (claim_way(&t->buckets[first], way, index))
+        return true;
+    if (claim_way(&t->buckets[second], way, index)) {
+        count_away(&t->buckets[first], 1);
+        return true;
+    }
+    if (make_room(t, first, MOVES) && claim_way(&t->buckets[first], way, index))
+        return true;
+    if (!make_room_in(t, second) || !claim_way(&t->buckets[second], way, index))
+        return false;
+    count_away(&t->buckets[first], 1);
+    return true;
 }
 
 /* --- what an entry holds --- */
@@ -593,7 +624,10 @@ void moat_session_prepare(struct moat_session_table *t, struct moat_thread *thre
     for (uint32_t w = which; w; w &= w - 1) {
         unsigned k = (unsigned)__builtin_ctz(w);
 
-        __builtin_prefetch(&t->buckets[second_bucket(t, hashes[k], keys[k].tag)], 1);
+        const struct moat_bucket *first = &t->buckets[moat_session_bucket(t, hashes[k])];
+
+        if (is_away(first) || !match_ways(first, 0))
+            __builtin_prefetch(&t->buckets[second_bucket(t, hashes[k], keys[k].tag)], 1);
         n[keys[k].family == MOAT_FAM_IP6]++;
     }
     moat_session_expect(t, thread, n[0], n[1]);
@@ -657,6 +691,7 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
                             bool (*over)(void *aux, const struct moat_session *), void *aux)
 {
     struct moat_session *s = &t->sessions[index];
+    struct moat_bucket *first;
     uint64_t hash;
     uint32_t tag;
     uint16_t way;
@@ -673,8 +708,10 @@ bool moat_session_remove_if(struct moat_session_table *t, uint32_t index,
     gone = tag && over(aux, s);
     if (gone) {
         __atomic_store_n(&s->key.tag, 0, __ATOMIC_RELEASE);
-        if (!unlink_from(&t->buckets[moat_session_bucket(t, hash)], way, index))
-            unlink_from(&t->buckets[second_bucket(t, hash, tag)], way, index);
+        first = &t->buckets[moat_session_bucket(t, hash)];
+        if (!unlink_from(first, way, index) &&
+            unlink_from(&t->buckets[second_bucket(t, hash, tag)], way, index))
+            count_away(first, -1);
         t->limbo[t->n_limbo++] = index;
         moat_session_touch(t, s);
     }

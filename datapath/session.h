@@ -47,7 +47,9 @@ struct moat_bucket {
     uint32_t index[MOAT_BUCKET_WAYS];
     uint8_t lock; /* who inserts or removes a session whose first choice this is; free between
                      engines */
-    uint8_t pad[3];
+    uint8_t pad;
+    uint16_t away; /* atomic: how many of those are in another bucket; under lock.  At most
+                    * UINT16_MAX, and then for good */
 } __attribute__((aligned(64)));
 
 /* A session's key: its slot and tuple from the VM's side.  IPv4 addresses as they

@@ -96,6 +96,31 @@ static uint32_t fill(uint32_t from, uint8_t family)
     return i - from;
 }
 
+/* Each bucket says how many of its own are in another one: what makes a look-up go there. */
+static void check_away(void)
+{
+    uint16_t *away = calloc(table->n_buckets, sizeof *away);
+
+    ck_assert_ptr_nonnull(away);
+    for (uint32_t i = 0; i < table->n_sessions; i++) {
+        const struct moat_key *k = &table->sessions[i].key;
+        uint32_t at;
+        bool here = false;
+
+        if (!k->tag)
+            continue;
+        at = moat_session_bucket(table, moat_session_hash(table, k));
+        for (unsigned w = 0; w < MOAT_BUCKET_WAYS; w++)
+            here |= table->buckets[at].tag[w] && table->buckets[at].index[w] == i;
+        away[at] = (uint16_t)(away[at] + !here);
+    }
+    for (uint32_t b = 0; b < table->n_buckets; b++) {
+        ck_assert_uint_eq(table->buckets[b].away, away[b]);
+        ck_assert_uint_eq(table->buckets[b].lock, 0);
+    }
+    free(away);
+}
+
 /* --- capacity --- */
 
 static const struct {
@@ -111,9 +136,11 @@ START_TEST(ipv4_fills_the_whole_table)
     ck_assert_uint_eq(moat_session_table_used(table), n);
     for (uint32_t i = 0; i < n; i++)
         ck_assert_uint_ne(find(i, MOAT_FAM_IP4), MOAT_NO_SESSION);
+    check_away();
     ck_assert_uint_eq(moat_session_table_recover(table, always, NULL), n);
     for (uint32_t i = 0; i < n; i++)
         ck_assert_uint_ne(find(i, MOAT_FAM_IP4), MOAT_NO_SESSION);
+    check_away();
     close_table();
 }
 END_TEST
@@ -158,6 +185,13 @@ START_TEST(a_full_table_lives)
     }
     for (uint32_t i = 0; i < N; i++)
         ck_assert_uint_ne(find(who[i], MOAT_FAM_IP4), MOAT_NO_SESSION);
+    check_away();
+    for (uint32_t i = 0; i < N; i++) {
+        ck_assert(moat_session_remove_if(table, find(who[i], MOAT_FAM_IP4), always, NULL));
+        moat_session_reclaim(table, q);
+        moat_session_reclaim(table, q);
+    }
+    check_away();
     close_table();
     free(q);
 }
