@@ -244,18 +244,15 @@ void moat_session_lookup_bulk(const struct moat_session_table *t, const struct m
         }
     }
     for (unsigned i = 0; i < n; i++) {
+        const struct moat_bucket *b = &t->buckets[moat_session_bucket(t, hashes[i])];
         const struct moat_pkt *p = pkts[i];
         const uint8_t *local = dir == MOAT_FROM_VM ? p->src : p->dst;
         const uint8_t *remote = dir == MOAT_FROM_VM ? p->dst : p->src;
 
-        out[i] = MOAT_NO_SESSION;
-        if (ways[i])
-            out[i] = find_in(t, &t->buckets[moat_session_bucket(t, hashes[i])], ways[i], &keys[i],
-                             local, remote);
-        if (out[i] == MOAT_NO_SESSION && second[i])
-            out[i] = find_in(t, second[i],
-                             match_ways(second[i], moat_session_way(hashes[i], keys[i].tag)),
-                             &keys[i], local, remote);
+        out[i] = ways[i] ? find_in(t, b, ways[i], &keys[i], local, remote) : MOAT_NO_SESSION;
+        /* A way that looked right may be another session's by now, and its own be away since. */
+        if (out[i] == MOAT_NO_SESSION && (second[i] || (ways[i] && is_away(b))))
+            out[i] = find_second(t, &keys[i], hashes[i], local, remote);
     }
 }
 
@@ -429,7 +426,7 @@ static bool link_entry(struct moat_session_table *t, uint64_t hash, uint32_t tag
 
     if (claim_way(&t->buckets[first], way, index))
         return true;
-    if (claim_way(&t->buckets[second], way, index)) {
+    if (second != first && claim_way(&t->buckets[second], way, index)) {
         count_away(&t->buckets[first], 1);
         return true;
     }

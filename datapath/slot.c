@@ -139,7 +139,8 @@ static void refresh(struct moat_engine *e, struct moat_slot *s)
     moat_qsbr_synchronize(&e->qsbr);
     if (s->voided) {
         /* Bursts on the old view have ended; one on the new view may have opened its first
-         * sessions, which then do not count: better than counting the dead. */
+         * sessions, which then do not count, or give back room that no longer does: some 30 of
+         * a thread, once, and better than counting the dead. */
         __atomic_store_n(&s->sessions, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&s->half_open, 0, __ATOMIC_RELAXED);
         s->voided = false;
