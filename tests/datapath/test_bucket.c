@@ -7,6 +7,8 @@
 #include <check.h>
 #include <stdlib.h>
 
+#include <smmintrin.h>
+
 static unsigned allocations_left = 1000000;
 
 static void *limited_malloc(size_t n)
@@ -19,11 +21,23 @@ static void *limited_aligned_alloc(size_t to, size_t n)
     return allocations_left && allocations_left-- ? aligned_alloc(to, n) : NULL;
 }
 
+/* Called where the table fetches ahead: between a look at a bucket and the next. */
+static void (*meanwhile)(void);
+
+static void fetch(const void *p, ...)
+{
+    (void)p;
+    if (meanwhile)
+        meanwhile();
+}
+
 #define malloc limited_malloc
 #define aligned_alloc limited_aligned_alloc
+#define __builtin_prefetch fetch
 #include "datapath/session.c"
 #undef malloc
 #undef aligned_alloc
+#undef __builtin_prefetch
 
 #define N_SESSIONS 128
 #define N_BUCKETS 16
@@ -425,6 +439,45 @@ START_TEST(an_error_ends_queries_sooner_and_nothing_else)
 }
 END_TEST
 
+/* --- moves while somebody looks --- */
+
+static struct moat_session_whole comer;
+
+static void comes_meanwhile(void)
+{
+    meanwhile = NULL;
+    ck_assert_uint_ne(insert(&comer), MOAT_NO_SESSION);
+}
+
+/* The bucket's first session moves to its second one, and its way is the comer's, after who looks
+ * for it has seen the way and that nothing is away. */
+START_TEST(moves_between_two_looks)
+{
+    struct moat_session_whole first, s;
+    const struct moat_pkt p = {.src = NULL}, *pkts = &p;
+    uint32_t n = 0, out, at;
+    uint64_t hash;
+
+    first = colliding(&n, 3, 5);
+    at = insert(&first);
+    for (unsigned i = 1; i < MOAT_BUCKET_WAYS; i++) {
+        s = colliding(&n, 3, 7);
+        ck_assert_uint_ne(insert(&s), MOAT_NO_SESSION);
+    }
+    for (unsigned i = 0; i < MOAT_BUCKET_WAYS; i++) {
+        s = colliding(&n, 7, 9);
+        ck_assert_uint_ne(insert(&s), MOAT_NO_SESSION);
+    }
+    comer = colliding(&n, 3, 7);
+    hash = moat_session_hash(table, &first.s.key);
+    meanwhile = comes_meanwhile;
+    moat_session_lookup_bulk(table, &first.s.key, &hash, &pkts, MOAT_FROM_VM, 1, &out);
+    ck_assert_ptr_null(meanwhile);
+    ck_assert_uint_eq(table->buckets[3].away, 1);
+    ck_assert_uint_eq(out, at);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("bucket");
@@ -438,6 +491,7 @@ int main(void)
     tcase_add_test(tc, both_choices_may_be_one_bucket);
     tcase_add_test(tc, an_entry_moves_aside_and_is_found);
     tcase_add_test(tc, guests_are_not_moved);
+    tcase_add_test(tc, moves_between_two_looks);
     tcase_add_test(tc, full_addresses_decide);
     tcase_add_test(tc, a_way_tag_is_never_reserved);
     tcase_add_test(tc, removal_asks_again_under_the_lock);
