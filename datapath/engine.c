@@ -130,13 +130,12 @@ static struct moat_engine *prepare(struct moat_engine *e, char *err, size_t err_
 struct moat_engine *moat_engine_create(const struct moat_engine_conf *conf, char *err,
                                        size_t err_size)
 {
-    struct moat_engine *e = aligned_alloc(64, (sizeof *e + 63) / 64 * 64);
+    struct moat_engine *e = moat_lines_alloc(1, sizeof *e);
 
     if (!e) {
         snprintf(err, err_size, "out of memory");
         return NULL;
     }
-    memset(e, 0, sizeof *e);
     e->conf = *conf;
     if (!e->conf.n_slots)
         e->conf.n_slots = DEFAULT_SLOTS;
@@ -241,7 +240,7 @@ static struct moat_thread *thread_create(struct moat_engine *e, bool in_use, boo
         return NULL;
     t->engine = e;
     t->in_use = in_use;
-    t->counters = aligned_alloc(64, (size_t)e->conf.n_slots * MOAT_COUNTERS_STRIDE * 8);
+    t->counters = moat_lines_alloc(e->conf.n_slots, MOAT_COUNTERS_STRIDE * sizeof *t->counters);
     t->reader = reads ? moat_qsbr_attach(&e->qsbr) : NULL;
     if (!t->counters || (reads && !t->reader)) {
         moat_qsbr_detach(t->reader);
@@ -249,7 +248,6 @@ static struct moat_thread *thread_create(struct moat_engine *e, bool in_use, boo
         free(t);
         return NULL;
     }
-    memset(t->counters, 0, (size_t)e->conf.n_slots * MOAT_COUNTERS_STRIDE * 8);
     head = __atomic_load_n(&e->threads, __ATOMIC_ACQUIRE);
     do {
         t->next = head;

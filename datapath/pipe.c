@@ -107,7 +107,7 @@ static __attribute__((noinline)) void parse_one(struct burst *b, unsigned i)
 /* Packets from i on, which is not quick; but it may be a SYN. */
 static __attribute__((noinline)) void parse_rest(struct burst *b, unsigned i, unsigned n)
 {
-    const struct moat_session_table *t = b->engine->sessions;
+    const struct moat_hash_seed *seed = &b->engine->sessions->seed;
     struct moat_quick q;
 
     moat_quick_begin(&q, b->view, b->dir);
@@ -120,7 +120,7 @@ static __attribute__((noinline)) void parse_rest(struct burst *b, unsigned i, un
                                     : moat_quick(&q, &b->pkts[i], MOAT_TO_VM, true, &rest))) {
             key->tag = b->view->tag;
             memcpy(&key->local, &rest, sizeof rest);
-            add_key(b, b->n, i, moat_session_hash4(t, key));
+            add_key(b, b->n, i, moat_quick_hash(seed, rest, key->proto));
             moat_live_name(b, b->n++, i);
         } else {
             parse_one(b, i);

@@ -172,7 +172,7 @@ static inline __attribute__((always_inline)) bool moat_quick(const struct moat_q
     return __builtin_expect(d[MOAT_Q_PROTO] == 6, 1) && moat_quick_tcp(d, p->len, total, syn);
 }
 
-/* As moat_session_hash4(). */
+/* As moat_session_hash() of the whole key. */
 static inline __attribute__((always_inline)) uint64_t
 moat_quick_hash(const struct moat_hash_seed *seed, __m128i key, uint8_t proto)
 {
@@ -184,8 +184,8 @@ moat_quick_hash(const struct moat_hash_seed *seed, __m128i key, uint8_t proto)
                                     (uint64_t)proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
 }
 
-/* Of a packet that moat_quick() has admitted: what a session's state wants to know, and the guard of
- * frames to the VM.  Of a SYN all but its window scale: moat_quick_options(). */
+/* Of a packet that moat_quick() has admitted: what a session's state wants to know, and the guard
+ * of frames to the VM.  Of a SYN all but its window scale: moat_quick_options(). */
 static inline void moat_quick_fill(struct moat_pkt *p)
 {
     const uint8_t *d = p->data, *t = d + MOAT_Q_L4;

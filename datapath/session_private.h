@@ -65,15 +65,6 @@ static inline uint32_t moat_session_bucket(const struct moat_session_table *t, u
     return moat_session_scale(t, (uint32_t)hash);
 }
 
-/* Hash of an IPv4 TCP or UDP key: the same as moat_session_key() returns. */
-static inline uint64_t moat_session_hash4(const struct moat_session_table *t,
-                                          const struct moat_key *k)
-{
-    return moat_session_hash_halves(&t->seed, (uint64_t)k->local << 16 | k->lport,
-                                    (uint64_t)k->remote << 16 | k->rport,
-                                    (uint64_t)k->proto << 48 | (uint64_t)MOAT_FAM_IP4 << 40);
-}
-
 static inline void moat_session_prefetch(const struct moat_session_table *t, uint64_t hash)
 {
     __builtin_prefetch(&t->buckets[moat_session_bucket(t, hash)]);
